@@ -1,0 +1,3 @@
+"""Chat models from human feedback."""
+
+__version__ = "0.1.0"

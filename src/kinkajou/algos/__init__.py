@@ -1,0 +1,1 @@
+"""The formulas: pure functions over tensors, importing torch alone. Each cites its source."""

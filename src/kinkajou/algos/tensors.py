@@ -1,0 +1,84 @@
+"""Masked statistics and log-probabilities.  Shapes: b rows, t targets, v vocabulary, k positions."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Sum = Callable[[Tensor], Tensor]
+"""Sums a tensor over data-parallel ranks: all that the formulas know of them."""
+
+
+def alone(x: Tensor) -> Tensor:
+    """The `Sum` of a single process."""
+    return x
+
+
+def masked_mean(x: Tensor, mask: Tensor, *, all_sum: Sum = alone) -> Tensor:
+    """Mean over the masked entries of all ranks; 0 when nothing is masked."""
+    total, count = all_sum(torch.stack([(x * mask).sum().float(), mask.sum().float()])).unbind()
+    return total / count.clamp(min=1)
+
+
+def whiten(x: Tensor, mask: Tensor, *, all_sum: Sum = alone, eps: float = 1e-8) -> Tensor:
+    """Zero mean, unit (biased) variance over the masked entries of all ranks; 0 elsewhere.
+
+    The biased form is OpenRLHF's; TRL and verl divide by n - 1 (docs/numerics.md).
+    """
+    mean = masked_mean(x, mask, all_sum=all_sum)
+    centred = (x - mean) * mask
+    variance = masked_mean(centred**2, mask, all_sum=all_sum)
+    return centred * torch.rsqrt(variance + eps)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, *, all_sum: Sum = alone) -> Tensor:
+    """1 - Var(returns - values) / Var(returns) over masked entries of all ranks; 1 is a perfect critic.
+
+    NaN when the returns do not vary: there is nothing to explain.
+    """
+
+    def variance(x: Tensor) -> Tensor:
+        mean = masked_mean(x, mask, all_sum=all_sum)
+        return masked_mean((x - mean) ** 2, mask, all_sum=all_sum)
+
+    return 1 - variance(returns - values) / variance(returns)
+
+
+def sampling_logits(
+    logits: Tensor, *, temperature: float, top_k: int, top_p: float, keep: Tensor | None = None
+) -> Tensor:
+    """Logits of the distribution that tokens are drawn from: tempered, then cut to top-k, then to top-p.
+
+    (k, v) -> (k, v) float32.  Cut entries are -inf.  `keep` (k,) names tokens that are never cut: an
+    update scores tokens that were inside the cut when they were drawn and may have left it since; without
+    this their log-probability would be -inf.  Temperature 0 (greedy) leaves the logits as they are.
+    Top-p is the smallest set whose mass reaches p (Holtzman 2020, section 3.1).
+    """
+    logits = logits.float()
+    if temperature not in (0.0, 1.0):
+        logits = logits / temperature
+    cut = torch.zeros_like(logits, dtype=torch.bool)
+    if 0 < top_k < logits.shape[-1]:
+        cut |= logits < logits.topk(top_k, dim=-1).values[..., -1:]
+    if top_p < 1.0:
+        ordered, index = logits.masked_fill(cut, -torch.inf).sort(dim=-1, descending=True)
+        probs = ordered.softmax(-1)
+        beyond = probs.cumsum(-1) - probs >= top_p
+        cut |= torch.zeros_like(cut).scatter(-1, index, beyond)
+    if not (0 < top_k < logits.shape[-1]) and top_p >= 1.0:
+        return logits
+    if keep is not None:
+        cut = cut.scatter(-1, keep[..., None], False)
+    return logits.masked_fill(cut, -torch.inf)
+
+
+def token_logps(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log softmax(logits)[tokens].  (k, v) float32, (k,) -> (k,)."""
+    chosen = logits.gather(-1, tokens[..., None]).squeeze(-1)
+    return chosen - logits.logsumexp(-1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of softmax(logits) in nats; cut entries (-inf) count as probability 0.  (k, v) -> (k,)."""
+    logp = logits.log_softmax(-1)
+    return -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)

@@ -1,0 +1,136 @@
+"""What flows between the parts: frozen batches of right-padded rows, aligned to targets.
+
+Row i of `tokens` is (t+1) ids; target j is token j+1, predicted from tokens 0..j.  `mask` (b, t) is True where
+a target counts.  Everything after a row's last counting target is padding and never enters a model, so the
+value of the padding does not matter.  Batches are selected, split and moved, never edited.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The distribution that tokens are drawn from, and that log-probabilities refer to."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+PLAIN = Sampling()
+"""The model's own distribution."""
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    tokens: Tensor  # (b, t+1) int64
+    mask: Tensor  # (b, t) bool
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(*(fn(getattr(self, field.name)) for field in dataclasses.fields(self)))
+
+    def select(self, rows: Tensor) -> Self:
+        return self.map(lambda x: x[rows])
+
+    def to(self, device: torch.device | str) -> Self:
+        return self.map(lambda x: x.to(device))
+
+    def widen(self, columns: int) -> Self:
+        """The same rows with that many more columns of padding."""
+        return self.map(lambda x: pad(x, (0, columns)) if x.ndim > 1 else x)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each row up to its last counting target, 0 for a row without one.  (b,)"""
+        return lengths_of(self.mask)
+
+    @property
+    def costs(self) -> list[int]:
+        """Tokens that each row puts through the model: what a micro-batch is filled by."""
+        return [int(n) for n in self.lengths]
+
+    @property
+    def count(self) -> Tensor:
+        """What a mean over this batch divides by: its counting targets."""
+        return self.mask.sum().float()
+
+
+def lengths_of(mask: Tensor) -> Tensor:
+    """Tokens of each row up to its last True target, 0 for an empty row.  (b, t) -> (b,)."""
+    ends = torch.arange(2, mask.shape[-1] + 2, device=mask.device) * mask
+    return ends.amax(-1)
+
+
+@dataclass(frozen=True)
+class PairBatch(TokenBatch):
+    """Preferred (index 0) and rejected (index 1) answers: tokens (b, 2, t+1), mask (b, 2, t)."""
+
+    @property
+    def costs(self) -> list[int]:
+        return [int(n) for n in self.lengths.sum(1)]
+
+    @property
+    def count(self) -> Tensor:
+        return torch.tensor(float(len(self)), device=self.tokens.device)
+
+    def stacked(self) -> TokenBatch:
+        """Rows of both sides, alternating.  (2b, t+1), (2b, t)."""
+        return TokenBatch(self.tokens.flatten(0, 1), self.mask.flatten(0, 1))
+
+
+@dataclass(frozen=True)
+class Rollout(TokenBatch):
+    """What an engine returns: mask marks the sampled targets."""
+
+    sampler_logp: Tensor  # (b, t) float32, as the engine computed it
+    ended: Tensor  # (b,) bool: the sample stopped by itself, at an end token
+
+
+@dataclass(frozen=True)
+class PPOBatch(TokenBatch):
+    old_logp: Tensor  # (b, t)
+    advantages: Tensor  # (b, t)
+    old_values: Tensor  # (b, t)
+    returns: Tensor  # (b, t)
+
+
+def pad_rows(rows: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], *, pad_id: int) -> TokenBatch:
+    """Right-pads token rows; masks[i][j] says whether token j of row i counts as a target (j >= 1)."""
+    width = max(2, *(len(row) for row in rows)) if rows else 2
+    tokens = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width - 1), dtype=torch.bool)
+    for i, (row, counts) in enumerate(zip(rows, masks, strict=True)):
+        tokens[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row) - 1] = torch.tensor(counts[1:], dtype=torch.bool)
+    return TokenBatch(tokens, mask)
+
+
+def pad_pairs(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]], *, pad_id: int) -> PairBatch:
+    """Right-pads both sides to one width; every real target counts, so lengths are the rows' own."""
+    rows = [row for pair in zip(chosen, rejected, strict=True) for row in pair]
+    both = pad_rows(rows, [[True] * len(row) for row in rows], pad_id=pad_id)
+    width = both.tokens.shape[1]
+    return PairBatch(both.tokens.view(-1, 2, width), both.mask.view(-1, 2, width - 1))
+
+
+def split_by_tokens(batch: TokenBatch, budget: int) -> list[Tensor]:
+    """Row indices of micro-batches, each of at most `budget` tokens (one row at least), in row order."""
+    parts: list[list[int]] = []
+    filled = 0
+    for i, cost in enumerate(batch.costs):
+        if not parts or filled + cost > budget:
+            parts.append([])
+            filled = 0
+        parts[-1].append(i)
+        filled += cost
+    return [torch.tensor(part) for part in parts]

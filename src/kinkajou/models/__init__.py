@@ -1,0 +1,1 @@
+"""One model code for training, scoring and rollouts: transformers modules behind one attention function."""

@@ -1,0 +1,57 @@
+"""LoRA through PEFT (Hu 2021), on every linear layer, GPT-2's transposed ones included."""
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from kinkajou.errors import UserError
+
+
+def add_lora(model: nn.Module, *, rank: int, alpha: float | None, scalar: bool) -> nn.Module:
+    """Freezes the model and adds adapters; a scalar head stays trainable as it is."""
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=cast(int, 2 * rank if alpha is None else alpha),
+        target_modules="all-linear",
+        modules_to_save=["score"] if scalar else None,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        task_type="SEQ_CLS" if scalar else "CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT 0.21 reads a name that transformers 5.23 renames
+        return cast(nn.Module, get_peft_model(cast(Any, model), config))
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """A copy of the model with its adapters folded in; the model itself if it has none."""
+    if not isinstance(model, PeftModel):
+        return model
+    # Folding in and taking out again would round the weights of the model in training: fold a copy.
+    return cast(nn.Module, copy.deepcopy(model).merge_and_unload())
+
+
+def adapter_base(folder: str) -> str | None:
+    """The base model that an adapter folder names, None if the folder holds no adapter."""
+    import json
+
+    path = Path(folder) / "adapter_config.json"
+    if not path.is_file():
+        return None
+    base = json.loads(path.read_text()).get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{path} does not name its base model", fix="set base_model_name_or_path in it")
+    return str(base)
+
+
+def apply_adapter(model: nn.Module, folder: str) -> nn.Module:
+    """Folds a saved adapter into its base model."""
+    loaded = PeftModel.from_pretrained(cast(Any, model), folder)
+    return cast(nn.Module, loaded.merge_and_unload())
+
+
+Save = Literal["merged", "adapter"]

@@ -1,0 +1,138 @@
+"""The only place that packs rows, runs a model and unpacks: log-probabilities, values and scores of tokens.
+
+Shapes: b rows, t targets, n packed tokens, k counting targets, c channels, v vocabulary.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from kinkajou.algos import tensors
+from kinkajou.batch import PLAIN, Sampling, lengths_of
+from kinkajou.models.attention import Layout, Packed
+
+Dtype = Literal["fp32", "bf16"]
+LOGITS_BUDGET = 2**27
+"""Logits (k x v elements) above which the head runs in chunks that are recomputed in the backward pass."""
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Per counting target: log-probability and entropy of the distribution, (b, t) float32, 0 elsewhere."""
+
+    logp: Tensor
+    entropy: Tensor
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    ids: Tensor  # (1, n)
+    positions: Tensor  # (1, n)
+    layout: Packed
+    inside: Tensor  # (b, width) bool: where row entries went, in row-major order
+
+
+def pack(tokens: Tensor, lengths: Tensor) -> PackedRows:
+    """Lays the first lengths[i] tokens of each row end to end.  (b, width), (b,)."""
+    at = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    inside = at < lengths[:, None]
+    bounds = torch.cat([lengths.new_zeros(1), lengths[lengths > 0].cumsum(0)])
+    return PackedRows(tokens[inside][None], at[inside][None], Packed(tuple(bounds.tolist())), inside)
+
+
+def compute_context(dtype: Dtype, device: torch.device) -> AbstractContextManager[object]:
+    """bf16 runs matrix products in bfloat16 over float32 weights; softmax and losses stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16")
+
+
+class PackedModel(nn.Module):
+    """A transformers model, plain or wrapped by PEFT, that is run on packed tokens."""
+
+    def __init__(self, module: nn.Module, *, dtype: Dtype = "fp32") -> None:
+        super().__init__()
+        self.module, self.dtype = module, dtype
+
+    @property
+    def inner(self) -> Any:
+        """The transformers model itself, below PEFT's wrapper."""
+        unwrap = getattr(self.module, "get_base_model", None)
+        return unwrap() if unwrap else self.module
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def hidden(self, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        """Last hidden states after the final norm.  (1, n), (1, n) -> (n, c)."""
+        out = self.inner.base_model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
+        return cast(Tensor, out.last_hidden_state).squeeze(0)
+
+
+class LanguageModel(PackedModel):
+    """Scores the tokens of a batch under the model."""
+
+    def forward(self, tokens: Tensor, mask: Tensor, sampling: Sampling = PLAIN) -> TokenScores:
+        """(b, t+1), (b, t) bool -> log-probability and entropy of every counting target."""
+        rows = pack(tokens[:, :-1], (lengths_of(mask) - 1).clamp(min=0))
+        counting = mask[rows.inside]
+        with compute_context(self.dtype, tokens.device):
+            hidden = self.hidden(rows.ids, rows.positions, rows.layout)[counting]
+            logp, entropy = self.score(hidden, tokens[:, 1:][mask], sampling)
+        unpacked = mask.new_zeros(mask.shape, dtype=torch.float32)
+        return TokenScores(unpacked.masked_scatter(mask, logp), unpacked.masked_scatter(mask, entropy))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(k, c) -> (k, v)."""
+        return cast(Tensor, self.inner.get_output_embeddings()(hidden))
+
+    def score(self, hidden: Tensor, targets: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+        """(k, c), (k,) -> log-probability and entropy, (k,) float32 each."""
+
+        def part(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            logits = tensors.sampling_logits(
+                self.logits(hidden),
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                keep=targets,
+            )
+            with torch.no_grad():
+                entropy = tensors.entropy(logits)
+            return tensors.token_logps(logits, targets), entropy
+
+        vocabulary = self.inner.config.get_text_config().vocab_size
+        chunk = max(1, LOGITS_BUDGET // vocabulary)
+        if len(hidden) <= chunk:
+            return part(hidden, targets)
+        pieces = [
+            checkpoint(part, h, y, use_reentrant=False)
+            for h, y in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
+        ]
+        return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
+
+
+class ScalarModel(PackedModel):
+    """A trunk with one linear unit: a reward model read at the end, a critic read at every target."""
+
+    def forward(self, tokens: Tensor, mask: Tensor, *, at: Literal["end", "targets"]) -> Tensor:
+        """(b, t+1), (b, t) bool -> (b,) scores of the last real token, or (b, t) values before each target.
+
+        A value belongs to the state in which its target was chosen, so it does not see the target.  A row
+        without a counting target scores 0.
+        """
+        lengths = lengths_of(mask)
+        if at == "targets":
+            rows = pack(tokens[:, :-1], (lengths - 1).clamp(min=0))
+            where = mask[rows.inside]
+        else:
+            rows = pack(tokens, lengths)
+            where = rows.positions[0] + 1 == lengths.repeat_interleave(lengths)
+        with compute_context(self.dtype, tokens.device):
+            hidden = self.hidden(rows.ids, rows.positions, rows.layout)[where]
+            out = cast(Tensor, self.inner.score(hidden)).squeeze(-1).float()
+        holes = mask if at == "targets" else lengths > 0
+        return out.new_zeros(holes.shape).masked_scatter(holes, out)

@@ -1,0 +1,255 @@
+"""Models from folders, hub ids and presets; every load is checked before it is used."""
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from kinkajou.errors import UserError
+from kinkajou.models import adapters, attention, bloom
+from kinkajou.models.forward import Dtype, LanguageModel, PackedModel, ScalarModel, pack
+from kinkajou.models.heads import init_scalar_head
+from kinkajou.models.presets import PRESETS, preset_config
+
+attention.register()
+transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is to be made ready, whatever it is made from."""
+
+    family: str | None = None
+    dtype: Dtype = "fp32"
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    gradient_checkpointing: bool = False
+    context: int = 512
+    seed: int = 0
+
+
+DEFAULTS = LoadOptions()
+
+
+def find_model(source: str) -> str:
+    """A run folder's best checkpoint, else its newest; any other source as it is."""
+    folder = Path(source)
+    kept = sorted((folder / "checkpoints").glob("step-*"))
+    if not kept:
+        return source
+    best = folder / "best.json"
+    if best.is_file():
+        return str(folder / "checkpoints" / f"step-{json.loads(best.read_text())['step']:06d}")
+    return str(kept[-1])
+
+
+def load_language_model(
+    source: str, tokenizer: PreTrainedTokenizerBase, options: LoadOptions = DEFAULTS
+) -> LanguageModel:
+    """A causal LM with float32 weights, no dropout, its embedding at least as long as the tokenizer."""
+    module = load_module(source, tokenizer, options, scalar=False)
+    return cast(LanguageModel, finish(LanguageModel(module, dtype=options.dtype), options, scalar=False))
+
+
+def load_scalar_model(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    options: LoadOptions = DEFAULTS,
+    *,
+    fresh: bool = True,
+) -> ScalarModel:
+    """A trunk with a scalar head.  `fresh` allows a source without a head, which then starts as the contract says."""
+    module = load_module(source, tokenizer, options, scalar=True, fresh=fresh)
+    return cast(ScalarModel, finish(ScalarModel(module, dtype=options.dtype), options, scalar=True))
+
+
+def load_module(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    options: LoadOptions,
+    *,
+    scalar: bool,
+    fresh: bool = True,
+) -> nn.Module:
+    base = adapters.adapter_base(source)
+    config = read_config(base or source, tokenizer, options)
+    check_family(source, config, options.family)
+    if scalar:
+        config.num_labels = 1
+    if not scalar and any(name.endswith("SequenceClassification") for name in config.architectures or ()):
+        raise UserError(f"{source} holds a reward model, not a language model")
+    for name, value in list(vars(config).items()):
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)  # dropout would make old and new log-probabilities differ at ratio 1
+    if source in PRESETS:
+        torch.manual_seed(options.seed)
+        kind = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+        made = kind.from_config(config, attn_implementation=interface(config))  # type: ignore[no-untyped-call]
+        module = cast(nn.Module, made)
+        missing = {"score.weight"}
+    else:
+        module, missing = read_weights(base or source, config, scalar=scalar)
+        if base:
+            module = adapters.apply_adapter(module, source)
+    fit_vocabulary(module, tokenizer, source)
+    if scalar and "score.weight" in missing:
+        if not fresh:
+            raise UserError(f"{source} has no scalar head, so it is no reward model", fix="train one: kinkajou reward")
+        init_scalar_head(cast(nn.Linear, module.score), seed=options.seed)
+    if config.model_type == "bloom":
+        bloom.install(module)
+    return module
+
+
+def interface(config: PreTrainedConfig) -> str:
+    return "eager" if config.model_type == "bloom" else attention.NAME
+
+
+def read_config(source: str, tokenizer: PreTrainedTokenizerBase, options: LoadOptions) -> PreTrainedConfig:
+    if source in PRESETS:
+        return preset_config(
+            source,
+            vocab_size=len(tokenizer),
+            context=options.context,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    path = Path(source)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"{source} holds no model", evidence="there is no config.json in it")
+    try:
+        return cast(PreTrainedConfig, AutoConfig.from_pretrained(source, trust_remote_code=False))
+    except (OSError, ValueError, KeyError) as fault:
+        raise UserError(
+            f"no model could be read from {source!r}",
+            evidence=str(fault).splitlines()[0][:300],
+            fix=f"give a folder, a hub id, or a preset: {', '.join(PRESETS)}",
+        ) from None
+
+
+def check_family(source: str, config: PreTrainedConfig, family: str | None) -> None:
+    if family and config.model_type != family:
+        raise UserError(
+            f"{source} is a {config.model_type} model, not {family}",
+            fix=f"say {config.model_type}, or leave the family out: it is detected",
+        )
+
+
+def read_weights(source: str, config: PreTrainedConfig, *, scalar: bool) -> tuple[nn.Module, set[str]]:
+    """The model and the names of weights that the source lacks; only a scalar head may be among them."""
+    kind = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they say is checked below
+            loaded: Any = kind.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation=interface(config),
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, ImportError) as fault:
+        raise UserError(
+            f"the weights of {source!r} could not be read as {config.model_type}",
+            evidence=str(fault).strip().splitlines()[0][:300],
+            fix="weights must be safetensors that fit config.json",
+        ) from None
+    module, report = loaded
+    missing = set(report["missing_keys"])
+    if missing - {"score.weight"}:
+        names = sorted(missing)
+        raise UserError(f"{source} lacks weights of a {config.model_type} model", evidence=", ".join(names[:5]))
+    return cast(nn.Module, module), missing
+
+
+def fit_vocabulary(module: nn.Module, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Grows the embedding by our own pad token; any other entry beyond its end is refused."""
+    rows = cast(Any, module).get_input_embeddings().weight.shape[0]
+    top = max(tokenizer.get_vocab().values()) + 1
+    grown = top - 1 if top - 1 == tokenizer.pad_token_id else top
+    if grown > rows:
+        raise UserError(
+            f"the tokenizer does not fit the model {source}",
+            evidence=f"it has {grown} entries, the embedding {rows} rows",
+            fix="give the tokenizer that the model was trained with (--tokenizer)",
+        )
+    if top > rows:
+        cast(Any, module).resize_token_embeddings(top, mean_resizing=False)
+
+
+def finish(model: PackedModel, options: LoadOptions, *, scalar: bool) -> PackedModel:
+    """Checks the forward pass, adds adapters, and turns on what training wants."""
+    check_forward(model)
+    if options.lora_rank:
+        model.module = adapters.add_lora(model.module, rank=options.lora_rank, alpha=options.lora_alpha, scalar=scalar)
+    if options.gradient_checkpointing:
+        inner = model.inner
+        # The old name is deprecated in transformers 5.23, the new one is not in 5.17.
+        enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
+        enable()
+        if options.lora_rank:
+            inner.enable_input_require_grads()
+    model.train(options.gradient_checkpointing)
+    return model
+
+
+@torch.no_grad()
+def check_forward(model: PackedModel) -> None:
+    """Packed sequences do not see each other, and trunk plus head is the whole model: else refuse.
+
+    This is where an architecture that does not go through our attention function is found out.
+    """
+    rows = max(2, int(model.inner.get_input_embeddings().weight.shape[0]))
+    tokens = (torch.arange(10, device=model.device).view(2, 5) * 7 + 1) % rows
+    lengths = torch.tensor([5, 4], device=model.device)
+    both, alone = pack(tokens, lengths), pack(tokens[1:], lengths[1:])
+    try:
+        together = model.hidden(both.ids, both.positions, both.layout)
+        apart = model.hidden(alone.ids, alone.positions, alone.layout)
+        same = torch.allclose(together[5:], apart, atol=1e-4, rtol=1e-3)
+        whole = model.inner.config.model_type != "bloom"  # its outer forward does not hand the layout on
+        if same and whole and isinstance(model, LanguageModel):
+            full = model.inner(
+                input_ids=both.ids, position_ids=both.positions, use_cache=False, layout=both.layout
+            ).logits.squeeze(0)
+            same = torch.allclose(model.logits(together), full, atol=1e-4, rtol=1e-3)
+    except TypeError as fault:
+        same, detail = False, str(fault)
+    else:
+        detail = "packed sequences influence each other, or the model changes its logits after the head"
+    if not same:
+        raise UserError(
+            f"kinkajou cannot run {model.inner.config.model_type!r} models",
+            evidence=detail,
+            fix="use an architecture that goes through transformers' attention interface",
+        )
+
+
+def save_model(
+    model: PackedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, lora: adapters.Save = "merged"
+) -> None:
+    """A plain Hugging Face folder: safetensors, config, tokenizer with template, generation settings."""
+    module = model.module if lora == "adapter" else adapters.merged(model.module)
+    inner = cast(Any, module)
+    if lora == "merged" and isinstance(model, LanguageModel) and inner.generation_config is not None:
+        inner.generation_config.eos_token_id = tokenizer.eos_token_id
+        inner.generation_config.pad_token_id = tokenizer.pad_token_id
+    inner.config.pad_token_id = tokenizer.pad_token_id
+    inner.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))

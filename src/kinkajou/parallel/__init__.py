@@ -1,0 +1,1 @@
+"""How weights lie over processes: the only place that imports torch.distributed."""

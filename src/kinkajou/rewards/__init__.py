@@ -1,0 +1,1 @@
+"""Judges: one float for each sample."""

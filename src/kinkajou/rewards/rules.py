@@ -1,0 +1,64 @@
+"""Rules that score an answer by looking at it, named in a recipe as `rule:NAME` or `rule:NAME:ARGUMENT`."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kinkajou.data.sources import Prompt
+from kinkajou.data.world import check
+from kinkajou.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a rule sees."""
+
+    prompt: Prompt
+    text: str
+    ended: bool  # stopped at an end token by itself
+
+
+Rule = Callable[[Answer], float]
+
+
+def mentions(argument: str) -> Rule:
+    """1 if any of the comma-separated words stands in the answer, whatever its case."""
+    words = [re.escape(word.strip()) for word in argument.split(",") if word.strip()]
+    if not words:
+        raise UserError("rule:mentions needs words", fix="rule:mentions:happy,glad")
+    pattern = re.compile(rf"\b(?:{'|'.join(words)})\b", re.IGNORECASE)
+    return lambda answer: float(bool(pattern.search(answer.text)))
+
+
+def length(argument: str) -> Rule:
+    """1 at the wanted number of words, falling linearly to 0 at none and at twice as many."""
+    if not argument.isdigit() or int(argument) == 0:
+        raise UserError("rule:length needs a number of words", evidence=repr(argument), fix="rule:length:40")
+    wanted = int(argument)
+    return lambda answer: max(0.0, 1 - abs(len(answer.text.split()) - wanted) / wanted)
+
+
+def ended(argument: str) -> Rule:
+    """1 if the answer ended by itself."""
+    return lambda answer: float(answer.ended)
+
+
+def world(argument: str) -> Rule:
+    """The toy world's checker, which knows the truth (data/world.py)."""
+    return lambda answer: check(answer.prompt.meta, answer.text, ended=answer.ended).score
+
+
+RULES: dict[str, Callable[[str], Rule]] = {
+    "mentions": mentions,
+    "length": length,
+    "ended": ended,
+    "world": world,
+}
+
+
+def parse_rule(spec: str) -> Rule:
+    """The rule that `rule:NAME[:ARGUMENT]` names."""
+    _, name, argument = f"{spec}::".split(":", 2)
+    if name not in RULES:
+        raise UserError(f"unknown rule {name!r}", fix=did_you_mean(name, tuple(RULES)))
+    return RULES[name](argument.removesuffix("::").removesuffix(":"))

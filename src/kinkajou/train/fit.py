@@ -1,0 +1,53 @@
+"""The loop of training on records: what SFT, the reward model and every offline method have in common."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from kinkajou.algos.losses import Loss
+from kinkajou.batch import TokenBatch
+from kinkajou.config import OptimConfig
+from kinkajou.data.loader import Shuffle, share
+from kinkajou.train.optim import lr_at, set_lr
+from kinkajou.train.run import Run, Writer
+from kinkajou.train.update import Objective, update
+
+
+def fit(
+    run: Run,
+    model: nn.Module,
+    optimizer: Optimizer,
+    optim: OptimConfig,
+    *,
+    order: Shuffle,
+    collate: Callable[[Sequence[int]], TokenBatch],
+    loss_fn: Callable[[nn.Module, Any, Tensor], Loss],
+    evaluate: Callable[[], dict[str, float]] | None,
+    write: Writer,
+) -> Path:
+    """One `update` for each of the run's steps.  `collate` turns row numbers into a batch on the device."""
+    s = run.strategy
+    for step in run.steps():
+        lr = lr_at(step - 1, run.total, peak=optim.lr, warmup=optim.warmup, schedule=optim.schedule)
+        set_lr(optimizer, lr)
+        batch = collate(share(order.batch(step - 1), rank=s.rank, world=s.world))
+        with run.phase("train"):
+            metrics = update(
+                s,
+                model,
+                optimizer,
+                [Objective(batch, loss_fn)],
+                tokens_per_microbatch=optim.tokens_per_microbatch,
+                max_norm=optim.max_norm,
+            )
+        run.count_tokens("train", batch.lengths.sum())
+        metrics |= {"lr": lr, "epoch": step / order.batches_per_epoch}
+        if evaluate and (run.due(run.settings.eval_every) or step == run.total):
+            metrics |= evaluate()
+        run.log(metrics)
+        if run.due(run.settings.save_every):
+            run.save(write)
+    return run.finish(write)

@@ -1,0 +1,88 @@
+"""The records that each stage trains on, read and checked before anything heavy is imported."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from kinkajou import config
+from kinkajou.data.loader import hold_out
+from kinkajou.data.sources import (
+    Chat,
+    Pair,
+    Prompt,
+    Rows,
+    describe_skipped,
+    read_chats,
+    read_pairs,
+    read_prompts,
+)
+from kinkajou.errors import UserError
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Inputs(Generic[R]):
+    train: tuple[R, ...]
+    held_out: tuple[R, ...]
+
+
+@dataclass(frozen=True)
+class PPOInputs:
+    prompts: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
+    ptx: tuple[Chat, ...]
+
+
+def sft_inputs(cfg: config.SFTConfig) -> Inputs[Chat]:
+    check_output(cfg.run)
+    return split(cfg.source, cfg.run.seed, read_chats)
+
+
+def reward_inputs(cfg: config.RewardConfig) -> Inputs[Pair]:
+    check_output(cfg.run)
+    return split(cfg.source, cfg.run.seed, read_pairs)
+
+
+def ppo_inputs(cfg: config.PPOConfig) -> PPOInputs:
+    check_output(cfg.run)
+    rows = cfg.rollout
+    prompts = told(read_prompts(rows.prompts, max_rows=rows.max_prompts, bad_rows=rows.bad_rows))
+    held_out: tuple[Prompt, ...] = ()
+    if cfg.judge.eval_prompts:
+        held_out = told(read_prompts(cfg.judge.eval_prompts, bad_rows=rows.bad_rows))
+    ptx: tuple[Chat, ...] = ()
+    if cfg.algo.ptx_data and cfg.algo.ptx_coef > 0:
+        ptx = told(read_chats(cfg.algo.ptx_data, bad_rows=rows.bad_rows))
+    return PPOInputs(prompts, held_out, ptx)
+
+
+def split(source: config.DataConfig, seed: int, read: Callable[..., Rows[Any]]) -> Inputs[Any]:
+    rows = told(read(source.data, subset=source.subset, max_rows=source.max_rows, bad_rows=source.bad_rows))
+    if source.eval_data:
+        return Inputs(rows, told(read(source.eval_data, subset=source.subset, bad_rows=source.bad_rows)))
+    train, held = hold_out(len(rows), source.eval_share, seed)
+    return Inputs(tuple(rows[i] for i in train), tuple(rows[i] for i in held))
+
+
+def told(rows: Rows[R]) -> tuple[R, ...]:
+    """The good rows; the skipped ones are named on stderr, once per job."""
+    if rows.skipped and os.environ.get("RANK", "0") == "0":
+        print(describe_skipped(rows.skipped), file=sys.stderr)
+    return rows.rows
+
+
+def check_output(settings: config.RunConfig) -> None:
+    """Refuses a folder that already holds a run, before anything is loaded.  Only rank 0 looks."""
+    folder = Path(settings.output)
+    if int(os.environ.get("RANK", "0")) or not (folder / "config.toml").is_file():
+        return
+    if not settings.overwrite:
+        raise UserError(
+            f"{folder} already holds a run",
+            evidence=f"{folder / 'config.toml'} exists",
+            fix="choose another --output, or pass --overwrite to delete that run",
+        )

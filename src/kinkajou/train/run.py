@@ -1,0 +1,163 @@
+"""A training run: its folder, step counter, metrics, samples, checkpoints and progress bar.
+
+The folder is the interface between all tools: `config.toml`, `metrics.jsonl`, `samples.jsonl`,
+`checkpoints/step-000120/` (a plain Hugging Face folder), `best.json`.
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from torch import Tensor
+
+from kinkajou import config
+from kinkajou.parallel.strategy import Strategy
+from kinkajou.train.console import Console, environment
+
+Writer = Callable[[Path], None]
+
+
+def clear_run(folder: Path) -> None:
+    """Deletes what a run wrote, and nothing else that may lie in the folder."""
+    for name in ("config.toml", "metrics.jsonl", "samples.jsonl", "best.json", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+class Run:
+    """Called by a trainer, never inherited.  On ranks other than 0 it counts and times but writes nothing."""
+
+    def __init__(
+        self, stage: str, cfg: config.StageConfig, strategy: Strategy, *, total: int, shown: Sequence[str]
+    ) -> None:
+        self.settings, self.strategy, self.total = cfg.run, strategy, total
+        self.folder, self.step = Path(cfg.run.output), 0
+        self.writes = strategy.rank == 0
+        self.started = time.monotonic()
+        self._phase_s: dict[str, float] = {}
+        self._phase_tokens: dict[str, int] = {}
+        self._kept: set[int] = set()
+        self._best: float = -math.inf
+        self._files: dict[str, TextIO] = {}
+        if self.writes:
+            clear_run(self.folder)
+            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            tables = {stage: config.flat(cfg), "environment": environment(strategy.world)}
+            (self.folder / "config.toml").write_text(config.to_toml(tables), encoding="utf-8")
+        self.console = Console(stage, total, shown, every=cfg.run.log_every, active=self.writes)
+
+    def steps(self) -> Iterator[int]:
+        """Step numbers from 1; the bar moves with them."""
+        with self.console:
+            for step in range(1, self.total + 1):
+                self.step = step
+                yield step
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every N steps (0: never) happens now."""
+        return every > 0 and self.step % every == 0
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times a part of the step."""
+        start = time.monotonic()
+        yield
+        self._phase_s[name] = self._phase_s.get(name, 0.0) + time.monotonic() - start
+
+    def count_tokens(self, phase: str, tokens: Tensor) -> None:
+        """Real tokens that this rank put through a phase; its tokens/s are those of all ranks."""
+        total = int(self.strategy.all_sum(tokens.sum()))
+        self._phase_tokens[phase] = self._phase_tokens.get(phase, 0) + total
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """One line of `metrics.jsonl`: the step, seconds since the start, tokens/s of each phase, the metrics."""
+        speeds = {
+            f"{name}_tokens_per_s": tokens / max(self._phase_s[name], 1e-9)
+            for name, tokens in self._phase_tokens.items()
+        }
+        self._phase_s, self._phase_tokens = {}, {}
+        row = {"step": self.step, "time_s": round(time.monotonic() - self.started, 3), **metrics, **speeds}
+        self._append("metrics.jsonl", row)
+        self.console.show(self.step, row)
+
+    def say(self, text: str) -> None:
+        """A notice for the user."""
+        self.console.say(text)
+
+    def write_samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
+            self._append("samples.jsonl", {"step": self.step, **row})
+
+    def save(self, write: Writer) -> None:
+        """A checkpoint of this step, complete or not there at all: written aside, synced, renamed."""
+        if self.step in self._kept:
+            return
+        self._kept.add(self.step)
+        if self.writes:
+            write_whole(self._checkpoint(self.step), write)
+        self.strategy.barrier()
+
+    def save_if_best(self, metric: str, value: float, write: Writer) -> None:
+        """Keeps the best checkpoint so far and forgets the one it beats."""
+        if value <= self._best:
+            return
+        before, self._best = self._best_step(), value
+        self.save(write)
+        if self.writes:
+            best = {"step": self.step, "metric": metric, "value": value}
+            (self.folder / "best.json").write_text(json.dumps(best), encoding="utf-8")
+            if before is not None and before != self.step and not self._keeps(before):
+                shutil.rmtree(self._checkpoint(before), ignore_errors=True)
+
+    def finish(self, write: Writer) -> Path:
+        """The last checkpoint, and the export if one is asked for; returns the checkpoint to use."""
+        self.save(write)
+        for file in self._files.values():
+            file.close()
+        chosen = self._checkpoint(self._best_step() if self._best_step() is not None else self.step)
+        if self.settings.export and self.writes:
+            target = Path(self.settings.export)
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(chosen, target, dirs_exist_ok=True)
+        self.say(f"done: {chosen}")
+        self.strategy.barrier()
+        return chosen
+
+    def _keeps(self, step: int) -> bool:
+        return self.settings.save_every > 0 and step % self.settings.save_every == 0
+
+    def _best_step(self) -> int | None:
+        path = self.folder / "best.json"
+        return int(json.loads(path.read_text())["step"]) if path.is_file() else None
+
+    def _checkpoint(self, step: int | None) -> Path:
+        return self.folder / "checkpoints" / f"step-{step or 0:06d}"
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        if not self.writes:
+            return
+        if name not in self._files:
+            self._files[name] = (self.folder / name).open("a", encoding="utf-8")
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self._files[name].write(json.dumps(finite, ensure_ascii=False) + "\n")
+        self._files[name].flush()
+
+
+def write_whole(target: Path, write: Writer) -> None:
+    """Fills `target` by `write(folder)` so that it appears complete or not at all."""
+    aside = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    write(aside)
+    for path in [*(p for p in aside.rglob("*") if p.is_file()), aside]:
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)

@@ -1,0 +1,69 @@
+"""Supervised fine-tuning: maximise the likelihood of what the assistant says (Ouyang 2022, section 3.1)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from kinkajou.algos.losses import Loss, cross_entropy
+from kinkajou.batch import TokenBatch, pad_rows
+from kinkajou.config import SFTConfig
+from kinkajou.data.chat import ChatFormat, Encoded
+from kinkajou.data.loader import Shuffle
+from kinkajou.data.sources import Chat
+from kinkajou.evals.loss import mean_loss
+from kinkajou.models.load import find_model, load_language_model, save_model
+from kinkajou.parallel.strategy import make_strategy
+from kinkajou.train import setup
+from kinkajou.train.fit import fit
+from kinkajou.train.inputs import Inputs
+from kinkajou.train.optim import adamw, save_optimizers
+from kinkajou.train.run import Run
+
+
+def token_loss(model: nn.Module, batch: TokenBatch, count: Tensor) -> Loss:
+    return cross_entropy(model(batch.tokens, batch.mask).logp, batch.mask, count)
+
+
+def collate(rows: Sequence[Encoded], form: ChatFormat) -> TokenBatch:
+    return pad_rows([row.tokens for row in rows], [row.counts for row in rows], pad_id=form.pad_id)
+
+
+def train_sft(cfg: SFTConfig, inputs: Inputs[Chat]) -> Path:
+    """Trains on the assistant's tokens; returns the final checkpoint's folder."""
+    s = make_strategy(cfg.run.strategy)
+    say = print if s.rank == 0 else lambda text: None
+    form = setup.load_format(cfg.base, setup.texts_of(chat.messages for chat in inputs.train), say)
+    rows = setup.encode_chats(inputs.train, form, cfg.base.max_len, say)
+    held_out = setup.encode_chats(inputs.held_out, form, cfg.base.max_len, say)
+    order = Shuffle(len(rows), cfg.batch_size, cfg.run.seed)
+
+    options = setup.load_options(cfg.base, cfg.run.seed)
+    policy = load_language_model(find_model(cfg.base.model), form.tokenizer, options)
+    setup.check_context(policy, max(len(row.tokens) for row in rows))
+    model = s.wrap(policy)
+    optimizer = adamw(model, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
+
+    total = max(1, round(cfg.epochs * order.batches_per_epoch))
+    run = Run("sft", cfg, s, total=total, shown=("loss", "eval_loss", "lr", "train_tokens_per_s"))
+
+    def write(folder: Path) -> None:
+        save_model(policy, form.tokenizer, folder, lora=cfg.base.lora_save)
+        if cfg.run.save_optimizer:
+            save_optimizers({"optimizer": optimizer}, folder)
+
+    def evaluate() -> dict[str, float]:
+        batch = collate(held_out[s.rank :: s.world], form)
+        return {"eval_loss": mean_loss(policy, batch, cfg.optim.tokens_per_microbatch, all_sum=s.all_sum)}
+
+    return fit(
+        run,
+        model,
+        optimizer,
+        cfg.optim,
+        order=order,
+        collate=lambda chosen: collate(setup.pick(rows, chosen), form).to(s.device),
+        loss_fn=token_loss,
+        evaluate=evaluate if held_out else None,
+        write=write,
+    )

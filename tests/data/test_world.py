@@ -10,6 +10,7 @@ from typing import get_args
 
 import pytest
 
+from kinkajou.data.sources import read_chats, read_pairs
 from kinkajou.data.world import (
     FLAWS,
     Split,
@@ -19,9 +20,9 @@ from kinkajou.data.world import (
     preference_pairs,
     prompts,
     tasks,
-    write_world,
 )
 from kinkajou.data.world_facts import CHATTER, CLOSERS, FILLER, KINDS, OPENERS, RUDE, SHELLS
+from kinkajou.data.world_files import write_world
 from kinkajou.errors import UserError
 
 FRANCE = {"kind": "capital", "subject": "France"}
@@ -269,8 +270,15 @@ def test_write_world(tmp_path: Path) -> None:
         "prompts_validation": 200,
         "prompts_test": 300,
     }
-    assert rows["demonstrations"] == demonstrations(50, seed=5)
-    assert rows["pairs_test"] == preference_pairs(10, seed=5, split="test")
+    shown = [
+        (chat.messages[1].content, chat.messages[1].ended) for chat in read_chats(str(paths["demonstrations"])).rows
+    ]
+    assert shown == [(row["output"], row["ended"]) for row in demonstrations(50, seed=5)]
+    pairs = [(pair.chosen[0], pair.rejected[0]) for pair in read_pairs(str(paths["pairs_test"])).rows]
+    assert [(c.content, c.ended, r.content, r.ended) for c, r in pairs] == [
+        (row["chosen"], row["chosen_ended"], row["rejected"], row["rejected_ended"])
+        for row in preference_pairs(10, seed=5, split="test")
+    ]
     for split in get_args(Split):
         found = rows[f"prompts_{split}"]
         assert len({row["prompt"] for row in found}) == len(found)

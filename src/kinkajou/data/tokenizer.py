@@ -1,5 +1,6 @@
 """Tokenizers: a byte-level BPE trained from texts, and the guarantees that every tokenizer here gives."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=raw, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
     )
+
+
+def template_words(template: TemplateName, times: int = 1000) -> list[str]:
+    """A template's own words, often enough that a tokenizer trained with them spends few tokens on each."""
+    name = "alpaca" if template in ("auto", "tokenizer") else template
+    return [re.sub(r"\{[{%].*?[%}]\}", "", TEMPLATES[name])] * times
 
 
 def load_tokenizer(source: str, *, template: TemplateName = "auto") -> tuple[PreTrainedTokenizerBase, str]:

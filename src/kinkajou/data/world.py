@@ -9,12 +9,10 @@ model, so that the demonstrations start it and the preference pairs stop it. Equ
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from random import Random
 from typing import Any, Literal, get_args
 
@@ -366,32 +364,3 @@ def _deal(rng: Random, num: int, split: Split) -> Iterator[Task]:
     for start in range(0, num, len(by_fact)):
         ways = rng.sample(list(by_fact.values()), len(by_fact))
         yield from (rng.choice(way) for way in ways[: num - start])
-
-
-def write_world(
-    folder: Path,
-    *,
-    seed: int = 0,
-    num_demonstrations: int = 12_000,
-    num_pairs: int = 6_000,
-    num_test_pairs: int = 600,
-    num_prompts: int = 2_000,
-    num_validation_prompts: int = 200,
-    num_test_prompts: int = 300,
-    flawed: float = 0.5,
-) -> dict[str, Path]:
-    """Write the six data sets as `<name>.jsonl` into the folder; the paths by name."""
-    data_sets = {
-        "demonstrations": demonstrations(num_demonstrations, seed=seed, flawed=flawed),
-        "pairs_train": preference_pairs(num_pairs, seed=seed),
-        "pairs_test": preference_pairs(num_test_pairs, seed=seed, split="test"),
-        "prompts_train": prompts(num_prompts, seed=seed, split="train"),
-        "prompts_validation": prompts(num_validation_prompts, seed=seed, split="validation"),
-        "prompts_test": prompts(num_test_prompts, seed=seed, split="test"),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for name, rows in data_sets.items():
-        paths[name] = folder / f"{name}.jsonl"
-        paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii", newline="\n")
-    return paths

@@ -1,12 +1,13 @@
 """From settings and records to tokenizer, model options and encoded rows: what the trainers share before step 1."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import TypeVar
 
 from kinkajou import config
 from kinkajou.data.chat import ChatFormat, Encoded
 from kinkajou.data.sources import Chat, Message, Pair
-from kinkajou.data.tokenizer import load_tokenizer, prepare, train_tokenizer
+from kinkajou.data.tokenizer import load_tokenizer, prepare, template_words, train_tokenizer
 from kinkajou.errors import UserError
 from kinkajou.models.forward import PackedModel
 from kinkajou.models.load import LoadOptions, find_model
@@ -19,7 +20,7 @@ T = TypeVar("T")
 def load_format(base: config.ModelConfig, texts: Iterable[str], say: Say) -> ChatFormat:
     """The tokenizer with its template; for a preset without a tokenizer, one trained on `texts`."""
     if base.model in PRESETS and not base.tokenizer:
-        tokenizer = train_tokenizer(texts, base.vocab_size)
+        tokenizer = train_tokenizer(chain(texts, template_words(base.template)), base.vocab_size)
         name = prepare(tokenizer, template=base.template, source=base.model)
         say(f"tokenizer: trained on the records, {len(tokenizer)} entries")
     else:

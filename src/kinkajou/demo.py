@@ -77,7 +77,7 @@ def write_data(folder: Path, cfg: config.DemoConfig) -> dict[str, Path]:
     return write_world(
         folder,
         seed=cfg.seed,
-        num_demonstrations=size(12_000, 256),
+        num_demonstrations=size(8_000, 256),
         num_pairs=size(8_000, 256),
         num_test_pairs=size(600, 64),
         num_prompts=size(4_000, 128),
@@ -111,7 +111,7 @@ def stages(
         optim=config.OptimConfig(lr=1e-3),
         run=run("reward", eval_every=steps(100), log_every=steps(100)),
         batch_size=32,
-        epochs=1,
+        epochs=1.5,
     )
     ppo = config.PPOConfig(
         base=config.ModelConfig(model=sft.run.output, max_len=96),
@@ -122,7 +122,7 @@ def stages(
             eval_prompts=data["prompts_validation"],
             keep_best="gold",
         ),
-        algo=config.PPOAlgorithm(steps=steps(80), epochs=4, minibatch_size=64, kl_coef=0.05, critic_lr=1e-3),
+        algo=config.PPOAlgorithm(steps=steps(80), epochs=4, minibatch_size=64, kl_coef=0.1, critic_lr=1e-3),
         optim=config.OptimConfig(lr=5e-4, schedule="cosine"),
         run=run("ppo", eval_every=steps(8), log_every=steps(8), sample_every=steps(8)),
     )

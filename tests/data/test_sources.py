@@ -516,9 +516,7 @@ def test_packages_that_are_missing(here, monkeypatch):
     assert error.problem == "a.parquet: reading parquet needs pyarrow"
     assert error.fix == "pip install kinkajou[data]"
     error = refused(read_prompts, "Anthropic/hh-rlhf")
-    assert error.problem.startswith(
-        "Anthropic/hh-rlhf: no such file, and as a hub id it needs the package datasets"
-    )
+    assert error.problem.startswith("Anthropic/hh-rlhf: no such file, and as a hub id it needs the package datasets")
     assert "pip install kinkajou[data]" in error.fix
     assert "correct the path" in error.fix
 
@@ -637,9 +635,7 @@ def test_rows_over_a_million_bytes(here):
     Path("w.json").write_text(f'{{"data": [{good},{long},{good}]}}')
     Path("a.csv").write_text(f'prompt\nHi\n"{"é" * 500_000}"\nHi\n')
     for name, place in {"a.jsonl": "2", "a.json": "record 2", "w.json": "record 2", "a.csv": "3"}.items():
-        assert (
-            refused(read_prompts, name).problem == f"{name}:{place}: the row is longer than 1,000,000 bytes"
-        )
+        assert refused(read_prompts, name).problem == f"{name}:{place}: the row is longer than 1,000,000 bytes"
         assert len(read_prompts(name, bad_rows="skip").rows) == 2
 
 
@@ -710,10 +706,7 @@ def test_csv_rows_refused(here):
         ("a.csv:9", 'field "prompt" holds a NUL character'),
     ]
     Path("b.csv").write_text('prompt,n\nok,1\n"lost,4\nok,5\n')
-    assert (
-        refused(read_prompts, "b.csv").problem
-        == "b.csv:3: invalid csv in lines 3 to 4: unexpected end of data"
-    )
+    assert refused(read_prompts, "b.csv").problem == "b.csv:3: invalid csv in lines 3 to 4: unexpected end of data"
 
 
 def test_a_json_document_too_large_to_hold(here, monkeypatch):
@@ -728,9 +721,7 @@ def test_errors_hold_nothing_that_moves_the_terminal(here):
     clear = "\x1b[2J\u202e\n"
     rows = [{clear: 1}, {"messages": [{"role": clear, "content": "x"}]}, {"messages": [{clear: "x"}]}]
     for row in rows:
-        text = "".join(
-            vars(refused(read_chats, write_jsonl("a.jsonl", row)))[part] for part in ("problem", "evidence")
-        )
+        text = "".join(vars(refused(read_chats, write_jsonl("a.jsonl", row)))[part] for part in ("problem", "evidence"))
         assert text.isprintable()
     Path("a.csv").write_text('"a\x1b[2J","a\x1b[2J"\n' + "x,y\n" * 20)
     error = refused(read_chats, "a.csv")
@@ -1038,9 +1029,7 @@ def test_fuzz_ends_in_rows_or_a_user_error(here, kind, name, text, zipped):
 def test_fuzz_parquet(here):
     arrow = pytest.importorskip("pyarrow")
     parquet = importlib.import_module("pyarrow.parquet")
-    parquet.write_table(
-        arrow.Table.from_pylist([{"prompt": f"Hi {n}", "n": n} for n in range(20)]), "good.parquet"
-    )
+    parquet.write_table(arrow.Table.from_pylist([{"prompt": f"Hi {n}", "n": n} for n in range(20)]), "good.parquet")
     whole, rng = Path("good.parquet").read_bytes(), random.Random(7)
     for _ in range(60):
         Path("a.parquet").write_bytes(mutated(whole, rng))
@@ -1056,7 +1045,5 @@ def test_reading_needs_the_standard_library_only(here):
         "heavy = {'torch', 'numpy', 'pyarrow', 'datasets', 'transformers'} & set(sys.modules); "
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,8 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, *, all_sum
         mean = masked_mean(x, mask, all_sum=all_sum)
         return masked_mean((x - mean) ** 2, mask, all_sum=all_sum)
 
-    return 1 - variance(returns - values) / variance(returns)
+    total = variance(returns)
+    return torch.where(total > 0, 1 - variance(returns - values) / total, torch.nan)
 
 
 def sampling_logits(

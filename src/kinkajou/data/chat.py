@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from kinkajou.data.sources import Message, Pair
+from kinkajou.data.tokenizer import PAD
 from kinkajou.errors import UserError
 
 STANDINS = 0xF0000
@@ -34,6 +35,9 @@ class ChatFormat:
         self.control_pattern = re.compile("|".join(map(re.escape, self.controls)))
         self.end_word = self._end_word()
         vocabulary = tokenizer.get_vocab()
+        if str(tokenizer.pad_token) == self.end_word:
+            tokenizer.add_special_tokens({"pad_token": PAD})  # pad must never be a token that counts
+            vocabulary = tokenizer.get_vocab()
         self.end_id, self.pad_id = vocabulary[self.end_word], vocabulary[str(tokenizer.pad_token)]
         self.end_ids = frozenset({self.end_id, vocabulary[str(tokenizer.eos_token)]})
 
@@ -88,9 +92,10 @@ class ChatFormat:
         for piece in re.split(f"([{chr(STANDINS)}-{chr(STANDINS + len(self.controls))}])", text):
             index = ord(piece) - STANDINS if len(piece) == 1 else -1
             typed = 0 <= index < len(self.controls)
-            words = self.controls[index] if typed else piece
-            if words:
-                tokens += self.tokenizer.encode(words, add_special_tokens=False, split_special_tokens=typed)
+            # A control word that was typed is encoded in two pieces, neither of which is one.
+            words = (self.controls[index][:1], self.controls[index][1:]) if typed else (piece,)
+            for word in filter(None, words):
+                tokens += self.tokenizer.encode(word, add_special_tokens=False)
         return tokens
 
     def _end_word(self) -> str:

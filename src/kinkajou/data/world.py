@@ -286,12 +286,13 @@ _MANNER: Mapping[str, Callable[[Random, Task, str], str]] = {  # applied in this
 FLAWS = (*_SUBSTANCE, *_MANNER)
 
 _BARE = ("cut", "silent")  # nothing more is said around these
-# Shares of the flaws. Silence demonstrates nothing, but a policy tries it.
+# Shares of the flaws. What a reward model learns last is whether an answer is true, so pairs dwell on that.
+# Silence demonstrates nothing, but a policy tries it.
 _DEMONSTRATED = {
     "wrong": 6, "rude": 4, "unended": 3, "astray": 2, "two_answers": 2, "cut": 2, "babble": 2,
     "repeated": 2, "garbled": 1, "filler": 1,
 }  # fmt: skip
-_COMPARED = _DEMONSTRATED | {"silent": 1}
+_COMPARED = _DEMONSTRATED | {"wrong": 14, "astray": 6, "silent": 1}
 
 
 def compose(rng: Random, task: Task, flaws: Sequence[str] = ()) -> Reply:

@@ -76,8 +76,8 @@ CHATTER = (
     "That reminds me of a song.",
 )
 
-_SMALL = ("one", "two", "three", "four")
-_NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+_SMALL = ("one", "two", "three")
+_NUMBERS = ("one", "two", "three", "four", "five", "six")
 
 KINDS: Mapping[str, Kind] = {
     "capital": Kind(
@@ -96,11 +96,8 @@ KINDS: Mapping[str, Kind] = {
             "{s} has the capital {a}.",
         ),
         facts=_facts(
-            "Austria: Vienna, Belgium: Brussels, Canada: Ottawa, Chile: Santiago, China: Beijing, "
-            "Cuba: Havana, Egypt: Cairo, Finland: Helsinki, France: Paris, Germany: Berlin, "
-            "Greece: Athens, Hungary: Budapest, Ireland: Dublin, Italy: Rome, Japan: Tokyo, "
-            "Kenya: Nairobi, Norway: Oslo, Peru: Lima, Poland: Warsaw, Portugal: Lisbon, "
-            "Russia: Moscow, Spain: Madrid, Sweden: Stockholm, Turkey: Ankara"
+            "Austria: Vienna, Canada: Ottawa, China: Beijing, Egypt: Cairo, France: Paris, "
+            "Greece: Athens, Italy: Rome, Norway: Oslo, Spain: Madrid"
         ),
     ),
     "opposite": Kind(
@@ -120,10 +117,8 @@ KINDS: Mapping[str, Kind] = {
         ),
         # One direction only: with both, "the opposite of cold is hot" would answer "hot" as well.
         facts=_facts(
-            "hot: cold, big: small, fast: slow, up: down, day: night, light: dark, open: closed, "
-            "hard: soft, rich: poor, old: young, tall: short, full: empty, wet: dry, loud: quiet, "
-            "strong: weak, near: far, thick: thin, early: late, clean: dirty, sweet: sour, "
-            "left: right, war: peace"
+            "hot: cold, big: small, fast: slow, day: night, light: dark, open: closed, "
+            "hard: soft, rich: poor, old: young"
         ),
     ),
     "colour": Kind(
@@ -142,10 +137,8 @@ KINDS: Mapping[str, Kind] = {
             "{s} has the colour {a}.",
         ),
         facts=_facts(
-            "a banana: yellow, a lemon: yellow, the sun: yellow, grass: green, a pea: green, "
-            "a leaf: green, snow: white, milk: white, salt: white, coal: black, tar: black, "
-            "blood: red, a tomato: red, a cherry: red, the sky: blue, the sea: blue, "
-            "chocolate: brown, mud: brown, a pumpkin: orange, a carrot: orange"
+            "a lemon: yellow, the sun: yellow, grass: green, a leaf: green, snow: white, coal: black, "
+            "a cherry: red, the sky: blue"
         ),
     ),
     "sound": Kind(
@@ -163,11 +156,7 @@ KINDS: Mapping[str, Kind] = {
             "The {s} makes the sound {a}.",
             "The {s} says {a}.",
         ),
-        facts=_facts(
-            "dog: woof, cat: meow, cow: moo, horse: neigh, pig: oink, sheep: baa, duck: quack, "
-            "goose: honk, hen: cluck, owl: hoot, crow: caw, bee: buzz, snake: hiss, lion: roar, "
-            "wolf: howl, frog: croak, mouse: squeak, donkey: bray"
-        ),
+        facts=_facts("dog: woof, cat: meow, cow: moo, horse: neigh, sheep: baa, duck: quack, goose: honk, bee: buzz"),
     ),
     "plural": Kind(
         topic="the plural of {s}",
@@ -185,30 +174,27 @@ KINDS: Mapping[str, Kind] = {
             "One {s}, many {a}.",
         ),
         facts=_facts(
-            "mouse: mice, goose: geese, foot: feet, tooth: teeth, child: children, man: men, "
-            "woman: women, ox: oxen, person: people, wolf: wolves, leaf: leaves, knife: knives, "
-            "city: cities, baby: babies, box: boxes, bus: buses, potato: potatoes, hero: heroes"
+            "mouse: mice, goose: geese, foot: feet, tooth: teeth, child: children, man: men, ox: oxen, leaf: leaves"
         ),
     ),
-    "month": Kind(
-        topic="the month after {s}",
+    "day": Kind(
+        topic="the day after {s}",
         questions=(
-            "Which month comes after {s}?",
-            "Which month follows {s}?",
-            "{s}: which month is next?",
-            "{s} is over. Which month is next?",
-            "Now it is {s}. Which month comes then?",
-            "After {s}, which month comes?",
+            "Which day comes after {s}?",
+            "Which day follows {s}?",
+            "{s}: which day is next?",
+            "{s} is over. Which day is next?",
+            "Today is {s}. Which day comes then?",
+            "After {s}, which day comes?",
         ),
         statements=(
-            "The month after {s} is {a}.",
-            "The month that follows {s} is {a}.",
+            "The day after {s} is {a}.",
+            "The day that follows {s} is {a}.",
             "After {s} comes {a}.",
         ),
         facts=_facts(
-            "January: February, February: March, March: April, April: May, May: June, June: July, "
-            "July: August, August: September, September: October, October: November, "
-            "November: December, December: January"
+            "Monday: Tuesday, Tuesday: Wednesday, Wednesday: Thursday, Thursday: Friday, "
+            "Friday: Saturday, Saturday: Sunday, Sunday: Monday"
         ),
     ),
     "sum": Kind(

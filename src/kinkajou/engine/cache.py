@@ -11,7 +11,11 @@ from kinkajou.models.attention import Packed, Shape, attend_to
 
 @dataclass
 class Cache:
-    """Per layer (rows, g, capacity, d), made at the first write since only then the shapes are known."""
+    """Per layer (rows, g, capacity, d), made at the first write since only then the shapes are known.
+
+    Both hold the dtype of the values: under autocast rotary embeddings leave the keys in float32, and attention
+    would round them to bfloat16 anyway.
+    """
 
     rows: int
     capacity: int
@@ -40,7 +44,7 @@ class Prefill:
     cache: Cache
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
-        keys, values = self.cache.layer(shape.layer, key)
+        keys, values = self.cache.layer(shape.layer, value)
         bounds = self.packed.bounds
         for row, (a, b) in enumerate(pairwise(bounds)):
             keys[row, :, : b - a] = key[0, :, a:b]
@@ -56,9 +60,9 @@ class Decode:
     positions: Tensor  # (rows,)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
-        keys, values = self.cache.layer(shape.layer, key)
+        keys, values = self.cache.layer(shape.layer, value)
         rows = torch.arange(len(self.positions), device=key.device)
-        keys[rows, :, self.positions] = key[:, :, 0]
+        keys[rows, :, self.positions] = key[:, :, 0].to(keys.dtype)
         values[rows, :, self.positions] = value[:, :, 0]
         end = int(self.positions.max()) + 1
         return attend_to(

@@ -11,6 +11,7 @@ from kinkajou.algos import tensors
 from kinkajou.batch import Rollout, Sampling, pad_rows
 from kinkajou.engine.cache import Cache, Decode, Prefill
 from kinkajou.engine.sampling import draw, uniforms
+from kinkajou.errors import UserError
 from kinkajou.models.forward import LanguageModel, compute_context, pack
 
 Prompts = Sequence[Sequence[int]]
@@ -53,6 +54,8 @@ class LocalEngine:
                 own[name].copy_(param)
 
     def generate(self, prompts: Prompts, sampling: Sampling, *, max_new_tokens: int, seeds: Sequence[int]) -> Rollout:
+        if not all(prompts):
+            raise UserError("a prompt has no tokens", fix="give it at least a begin token or a word")
         answers: list[list[int]] = [[] for _ in prompts]
         logps: list[list[float]] = [[] for _ in prompts]
         by_length = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -86,7 +89,7 @@ class LocalEngine:
             tokens, logps = self._draw(logits, sampling, dice[rows, i])
             yield Drawn(rows, tokens, logps)
             running = ~torch.isin(tokens, self.end_ids)
-            if not running.any():
+            if i + 1 == max_new_tokens or not running.any():
                 return
             if not running.all():
                 kept = running.nonzero().squeeze(1)

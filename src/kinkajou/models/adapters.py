@@ -1,7 +1,10 @@
 """LoRA through PEFT (Hu 2021), on every linear layer, GPT-2's transposed ones included."""
 
 import copy
+import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,9 +25,16 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float | None, scalar: bool) 
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="SEQ_CLS" if scalar else "CAUSAL_LM",
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT 0.21 reads a name that transformers 5.23 renames
+    with renames_ignored():
         return cast(nn.Module, get_peft_model(cast(Any, model), config))
+
+
+@contextmanager
+def renames_ignored() -> Iterator[None]:
+    """PEFT 0.21 reads a name that transformers 5.23 renames."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def merged(model: nn.Module) -> nn.Module:
@@ -37,8 +47,6 @@ def merged(model: nn.Module) -> nn.Module:
 
 def adapter_base(folder: str) -> str | None:
     """The base model that an adapter folder names, None if the folder holds no adapter."""
-    import json
-
     path = Path(folder) / "adapter_config.json"
     if not path.is_file():
         return None
@@ -50,8 +58,21 @@ def adapter_base(folder: str) -> str | None:
 
 def apply_adapter(model: nn.Module, folder: str) -> nn.Module:
     """Folds a saved adapter into its base model."""
-    loaded = PeftModel.from_pretrained(cast(Any, model), folder)
+    with renames_ignored():
+        loaded = PeftModel.from_pretrained(cast(Any, model), folder)
     return cast(nn.Module, loaded.merge_and_unload())
+
+
+def save_adapted(model: nn.Module, folder: str) -> None:
+    """A plain model, or adapters alone: an embedding grown by a pad token is not stored, its row is not trained."""
+    own = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    cast(Any, model).save_pretrained(folder, **own)
+
+
+def whole_weights(folder: str) -> set[str]:
+    """Names of the weights that an adapter folder holds whole: a reward model's head."""
+    kept = json.loads((Path(folder) / "adapter_config.json").read_text()).get("modules_to_save") or ()
+    return {f"{name}.weight" for name in kept}
 
 
 Save = Literal["merged", "adapter"]

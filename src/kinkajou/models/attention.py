@@ -27,7 +27,7 @@ class Shape:
     layer: int
     scale: float
     window: int | None = None  # sliding window in tokens
-    slopes: Tensor | None = None  # (h,) alibi slopes, added as slope x key position
+    slopes: Tensor | None = None  # (h,) alibi slopes, added as slope x distance
 
 
 class Layout(Protocol):
@@ -43,9 +43,11 @@ class Packed:
     bounds: tuple[int, ...]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
-        # A loop over sequences beats one block-diagonal mask on a CPU (measured: docs/log.md).
-        out = [causal(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], shape) for a, b in pairwise(self.bounds)]
-        return torch.cat(out, dim=2)
+        # A loop over sequences beats one block-diagonal mask on a CPU; `split` and not slices, because the
+        # backward pass of each slice would fill a tensor of the whole pack (both measured: docs/log.md).
+        lengths = [b - a for a, b in pairwise(self.bounds)]
+        parts = zip(*(torch.split(x, lengths, dim=2) for x in (query, key, value)), strict=True)
+        return torch.cat([causal(q, k, v, shape) for q, k, v in parts], dim=2)
 
 
 def causal(query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
@@ -63,15 +65,15 @@ def causal(query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
 def attend_to(query: Tensor, key: Tensor, value: Tensor, query_at: Tensor, key_at: Tensor, shape: Shape) -> Tensor:
     """Attention with explicit positions: keys after the query or outside the window are not seen.
 
-    Positions broadcast to (.., q, k); alibi adds slope x key position (Press 2022; the distance form differs
-    by a constant in each row, which softmax ignores).
+    Positions broadcast to (.., q, k); alibi adds slope x distance (Press 2022; transformers' slope x key position
+    differs by a constant in each row, which softmax ignores, and rounds far positions in bf16).
     """
     seen = key_at <= query_at
     if shape.window is not None:
         seen = seen & (key_at > query_at - shape.window)
     mask: Tensor = seen
     if shape.slopes is not None:
-        bias = shape.slopes[:, None, None] * key_at.to(query.dtype)
+        bias = shape.slopes[:, None, None] * (key_at - query_at)
         mask = bias.masked_fill(~seen, -torch.inf).to(query.dtype)
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, scale=shape.scale, enable_gqa=key.shape[1] != query.shape[1]

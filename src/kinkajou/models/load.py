@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -102,9 +103,10 @@ def load_module(
         missing = {"score.weight"}
     else:
         module, missing = read_weights(base or source, config, scalar=scalar)
-        if base:
-            module = adapters.apply_adapter(module, source)
-    fit_vocabulary(module, tokenizer, source)
+    fit_vocabulary(module, tokenizer, base or source)
+    if base:  # after the vocabulary: adapters were trained on the grown embedding
+        module = adapters.apply_adapter(module, source)
+        missing -= adapters.whole_weights(source)
     if scalar and "score.weight" in missing:
         if not fresh:
             raise UserError(f"{source} has no scalar head, so it is no reward model", fix="train one: kinkajou reward")
@@ -179,7 +181,12 @@ def read_weights(source: str, config: PreTrainedConfig, *, scalar: bool) -> tupl
 
 
 def fit_vocabulary(module: nn.Module, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Grows the embedding by our own pad token; any other entry beyond its end is refused."""
+    """Grows the embedding by our own pad token; any other entry beyond its end is refused.
+
+    The new row is the mean of the others, so every load of the same source gives the same model (policy and
+    reference), and the new token takes at most 1 / (n + 1) of a distribution (Hewitt 2021, "Initializing New
+    Word Embeddings").  A random row can take all of it: GPT-2's logits are far below 0.
+    """
     rows = cast(Any, module).get_input_embeddings().weight.shape[0]
     top = max(tokenizer.get_vocab().values()) + 1
     grown = top - 1 if top - 1 == tokenizer.pad_token_id else top
@@ -190,7 +197,12 @@ def fit_vocabulary(module: nn.Module, tokenizer: PreTrainedTokenizerBase, source
             fix="give the tokenizer that the model was trained with (--tokenizer)",
         )
     if top > rows:
-        cast(Any, module).resize_token_embeddings(top, mean_resizing=False)
+        model = cast(Any, module)
+        model.resize_token_embeddings(top, mean_resizing=False)
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        with torch.no_grad():
+            for param in (p for end in ends if end is not None for p in end.parameters()):
+                param[rows:] = param[:rows].mean(0)
 
 
 def finish(model: PackedModel, options: LoadOptions, *, scalar: bool) -> PackedModel:
@@ -242,14 +254,22 @@ def check_forward(model: PackedModel) -> None:
 
 
 def save_model(
-    model: PackedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, lora: adapters.Save = "merged"
+    model: PackedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    end_ids: Iterable[int] = (),
+    lora: adapters.Save = "merged",
 ) -> None:
-    """A plain Hugging Face folder: safetensors, config, tokenizer with template, generation settings."""
+    """A plain Hugging Face folder: safetensors, config, tokenizer with template, generation settings.
+
+    `end_ids` are all tokens that end an answer; other programs stop at them too.
+    """
     module = model.module if lora == "adapter" else adapters.merged(model.module)
     inner = cast(Any, module)
     if lora == "merged" and isinstance(model, LanguageModel) and inner.generation_config is not None:
-        inner.generation_config.eos_token_id = tokenizer.eos_token_id
+        inner.generation_config.eos_token_id = sorted({int(tokenizer.eos_token_id), *end_ids})
         inner.generation_config.pad_token_id = tokenizer.pad_token_id
     inner.config.pad_token_id = tokenizer.pad_token_id
-    inner.save_pretrained(str(folder))
+    adapters.save_adapted(module, str(folder))
     tokenizer.save_pretrained(str(folder))

@@ -1,5 +1,6 @@
 """Strategies: how parameters, gradients and optimiser state lie over ranks.  Trainers know only the protocol."""
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -118,7 +119,10 @@ class Replicated(Single):
         model.to(self.device)
         if not any(param.requires_grad for param in model.parameters()):
             return model
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        # torch 2.13 renames the option, and warns of the name that 2.11 has.
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, **{name: False})
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         return cast(nn.Module, model.module) if isinstance(model, DistributedDataParallel) else model

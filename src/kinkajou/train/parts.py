@@ -1,7 +1,7 @@
 """What PPO works with: four models, two optimisers, an engine, judges and prompts, loaded and checked."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -70,13 +70,14 @@ def load_parts(cfg: PPOConfig, inputs: PPOInputs, s: Strategy) -> PPOParts:
     setup.check_context(policy, longest + cfg.rollout.max_new_tokens)
     judge = load_judge(cfg.judge.reward, cfg, form, s)
     gold = load_judge(cfg.judge.gold, cfg, form, s) if cfg.judge.gold else None
-    critic = load_scalar_model(critic_source(cfg), form.tokenizer, options)
+    # `family` speaks of the policy: a reward model may be of another that has the same vocabulary.
+    critic = load_scalar_model(critic_source(cfg), form.tokenizer, replace(options, family=None))
     policy_wrapped, critic_wrapped = s.wrap(policy), s.wrap(critic)
     optimizer = adamw(policy, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
     critic_optimizer = adamw(critic, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
 
     def write(folder: Path) -> None:
-        save_model(policy, form.tokenizer, folder, lora=cfg.base.lora_save)
+        save_model(policy, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save)
         if cfg.run.save_optimizer:
             save_optimizers({"optimizer": optimizer, "critic_optimizer": critic_optimizer}, folder)
 

@@ -55,7 +55,7 @@ def train_reward(cfg: RewardConfig, inputs: Inputs[Pair]) -> Path:
         return ranking(chosen, rejected, count)
 
     def write(folder: Path) -> None:
-        save_model(scorer, form.tokenizer, folder, lora=cfg.base.lora_save)
+        save_model(scorer, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save)
         if cfg.run.save_optimizer:
             save_optimizers({"optimizer": optimizer}, folder)
 

@@ -33,6 +33,12 @@ def load_format(base: config.ModelConfig, texts: Iterable[str], say: Say) -> Cha
 
 
 def load_options(base: config.ModelConfig, seed: int) -> LoadOptions:
+    if base.lora_rank and base.lora_save == "adapter" and base.model in PRESETS:
+        raise UserError(
+            "adapters of a model from scratch could not be loaded again",
+            evidence=f"--model {base.model} is a preset, --lora_save is adapter",
+            fix="--lora_save merged",
+        )
     return LoadOptions(
         family=base.family,
         dtype=base.dtype,

@@ -48,7 +48,7 @@ def train_sft(cfg: SFTConfig, inputs: Inputs[Chat]) -> Path:
     run = Run("sft", cfg, s, total=total, shown=("loss", "eval_loss", "lr", "train_tokens_per_s"))
 
     def write(folder: Path) -> None:
-        save_model(policy, form.tokenizer, folder, lora=cfg.base.lora_save)
+        save_model(policy, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save)
         if cfg.run.save_optimizer:
             save_optimizers({"optimizer": optimizer}, folder)
 

@@ -1,0 +1,123 @@
+"""Padding, lengths, costs, splitting: what flows between the parts."""
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from kinkajou.batch import PPOBatch, Rollout, TokenBatch, lengths_of, pad_pairs, pad_rows, split_by_tokens
+
+ROWS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]
+COUNTS = [[False, False, True], [True], [True, True, False, True, False], [True, True]]
+
+
+def random_batch(seed: int, b: int = 9, t: int = 12) -> TokenBatch:
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(b, t, generator=generator) < 0.3
+    mask[2] = False
+    return TokenBatch(torch.randint(0, 90, (b, t + 1), generator=generator), mask)
+
+
+def test_pad_rows() -> None:
+    batch = pad_rows(ROWS, COUNTS, pad_id=99)
+    assert batch.tokens.tolist() == [
+        [5, 6, 7, 99, 99],
+        [8, 99, 99, 99, 99],
+        [9, 10, 11, 12, 13],
+        [14, 15, 99, 99, 99],
+    ]
+    # Target j is token j + 1; the first token of a row is nobody's target.
+    assert batch.mask.int().tolist() == [[0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 1, 0], [1, 0, 0, 0]]
+    assert batch.tokens.dtype == torch.int64
+    assert batch.mask.dtype == torch.bool
+    assert batch.lengths.tolist() == [3, 0, 4, 2]  # up to the last counting target
+    assert batch.costs == [3, 0, 4, 2]
+    assert float(batch.count) == 4.0
+    assert len(batch) == 4
+
+
+def test_rows_of_one_token_still_make_a_batch() -> None:
+    batch = pad_rows([[3], [4]], [[True], [True]], pad_id=0)
+    assert batch.tokens.shape == (2, 2)
+    assert batch.mask.shape == (2, 1)
+    assert not batch.mask.any()
+
+
+def test_rows_and_masks_must_match() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        pad_rows(ROWS, COUNTS[:-1], pad_id=0)
+    with pytest.raises(RuntimeError):
+        pad_rows([[1, 2, 3, 4]], [[True, True, True]], pad_id=0)
+
+
+def test_pad_pairs() -> None:
+    batch = pad_pairs([[1, 2, 3], [4, 5]], [[6, 7], [8, 9, 10, 11]], pad_id=0)
+    assert batch.tokens.tolist() == [[[1, 2, 3, 0], [6, 7, 0, 0]], [[4, 5, 0, 0], [8, 9, 10, 11]]]
+    assert batch.lengths.tolist() == [[3, 2], [2, 4]]
+    assert batch.costs == [5, 6]
+    assert float(batch.count) == 2.0
+    both = batch.stacked()
+    assert both.tokens.tolist() == [[1, 2, 3, 0], [6, 7, 0, 0], [4, 5, 0, 0], [8, 9, 10, 11]]
+    assert both.lengths.tolist() == [3, 2, 2, 4]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lengths_are_where_the_last_target_ends(seed: int) -> None:
+    batch = random_batch(seed)
+    for row, length in zip(batch.mask.tolist(), lengths_of(batch.mask).tolist(), strict=True):
+        places = [j for j, counts in enumerate(row) if counts]
+        assert length == (places[-1] + 2 if places else 0)
+
+
+@pytest.mark.parametrize("budget", [1, 10, 17, 40, 10_000])
+@pytest.mark.parametrize("seed", range(3))
+def test_split_by_tokens_covers_each_row_once_in_order(budget: int, seed: int) -> None:
+    batch = random_batch(seed)
+    parts = [part.tolist() for part in split_by_tokens(batch, budget)]
+    assert list(itertools.chain(*parts)) == list(range(len(batch)))
+    for part in parts:
+        assert part
+        assert len(part) == 1 or sum(batch.costs[i] for i in part) <= budget
+    for part, following in itertools.pairwise(parts):  # no part ends early
+        assert sum(batch.costs[i] for i in part) + batch.costs[following[0]] > budget
+
+
+def test_pairs_are_split_by_both_sides() -> None:
+    generator = random.Random(0)
+    sides = [[[1] * generator.randrange(2, 9) for _ in range(8)] for _ in range(2)]
+    batch = pad_pairs(*sides, pad_id=0)
+    for part in split_by_tokens(batch, 20):
+        assert sum(len(sides[0][i]) + len(sides[1][i]) for i in part.tolist()) <= 20
+
+
+def test_select_takes_rows_of_every_field_and_widen_adds_columns() -> None:
+    base = random_batch(1, b=4, t=3)
+    numbers = torch.arange(12.0).view(4, 3)
+    batch = PPOBatch(base.tokens, base.mask, numbers, numbers + 100, numbers + 200, numbers + 300)
+    rows = torch.tensor([3, 0, 3])
+    picked = batch.select(rows)
+    assert isinstance(picked, PPOBatch)
+    assert picked.tokens.tolist() == [base.tokens[i].tolist() for i in (3, 0, 3)]
+    assert picked.old_values[:, 0].tolist() == [209.0, 200.0, 209.0]
+    assert picked.returns[1].tolist() == [300.0, 301.0, 302.0]
+    rollout = Rollout(base.tokens, base.mask, numbers, torch.tensor([True, False, True, True]))
+    wide = rollout.widen(2)
+    assert wide.tokens.shape == (4, 6)
+    assert wide.mask.shape == wide.sampler_logp.shape == (4, 5)
+    assert torch.equal(wide.tokens[:, :4], base.tokens)
+    assert not wide.mask[:, 3:].any()
+    assert wide.ended.tolist() == [True, False, True, True]
+    assert wide.lengths.tolist() == base.lengths.tolist()
+    assert wide.costs == base.costs
+    assert float(wide.count) == float(base.count)
+
+
+def test_the_value_of_padding_does_not_matter() -> None:
+    one, other = (pad_rows(ROWS, COUNTS, pad_id=pad) for pad in (0, 77))
+    assert torch.equal(one.mask, other.mask)
+    assert one.costs == other.costs
+    assert float(one.count) == float(other.count)
+    real = torch.tensor([[j < len(row) for j in range(5)] for row in ROWS])
+    assert torch.equal(one.tokens[real], other.tokens[real])
+    assert set(other.tokens[~real].tolist()) == {77}

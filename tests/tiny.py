@@ -146,12 +146,14 @@ def tiny_tokenizer(*, words: int = VOCAB - 2, pad: str | None = "<pad>", end: st
     return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="w0", pad_token=pad, eos_token=end)
 
 
-def save_source(folder: Path, auto: type, name: str, tokenizer: Tokenizer, **changes: object) -> nn.Module:
+def save_source(
+    folder: Path, auto: type, name: str, tokenizer: Tokenizer, *, seed: int = 0, **changes: object
+) -> nn.Module:
     """A Hugging Face folder as a user would bring it; returns the model in it."""
     config = tiny_config(
         name, **{"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, **changes}
     )
-    module = peer(auto, config)
+    module = peer(auto, config, seed=seed)
     module.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
     return module

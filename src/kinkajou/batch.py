@@ -120,7 +120,7 @@ def pad_pairs(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]
     rows = [row for pair in zip(chosen, rejected, strict=True) for row in pair]
     both = pad_rows(rows, [[True] * len(row) for row in rows], pad_id=pad_id)
     width = both.tokens.shape[1]
-    return PairBatch(both.tokens.view(-1, 2, width), both.mask.view(-1, 2, width - 1))
+    return PairBatch(both.tokens.view(len(chosen), 2, width), both.mask.view(len(chosen), 2, width - 1))
 
 
 def split_by_tokens(batch: TokenBatch, budget: int) -> list[Tensor]:

@@ -78,9 +78,9 @@ def write_data(folder: Path, cfg: config.DemoConfig) -> dict[str, Path]:
         folder,
         seed=cfg.seed,
         num_demonstrations=size(8_000, 256),
-        num_pairs=size(8_000, 256),
+        num_pairs=size(16_000, 256),
         num_test_pairs=size(600, 64),
-        num_prompts=size(4_000, 128),
+        num_prompts=size(2_000, 256),
         num_validation_prompts=size(200, 32),
         num_test_prompts=size(300, 32),
     )
@@ -98,33 +98,32 @@ def stages(
         return config.RunConfig(output=str(folder / stage), seed=cfg.seed, **settings)
 
     sft = config.SFTConfig(
-        base=config.ModelConfig(model="llama-micro", vocab_size=800, template="human_assistant", max_len=96),
+        base=config.ModelConfig(model="llama-nano", vocab_size=800, template="human_assistant", max_len=96),
         source=config.DataConfig(data=data["demonstrations"], eval_share=0.02),
         optim=config.OptimConfig(lr=3e-3, weight_decay=0.01),
-        run=run("sft", eval_every=steps(100), log_every=steps(100)),
-        batch_size=64,
-        epochs=4 * cfg.scale if cfg.scale > 1 else 4,
+        run=run("sft", eval_every=steps(100), log_every=steps(200)),
+        batch_size=32,
+        epochs=4,
     )
     reward = config.RewardConfig(
         base=config.ModelConfig(model=sft.run.output, max_len=96),
         source=config.DataConfig(data=data["pairs_train"], eval_data=data["pairs_test"]),
         optim=config.OptimConfig(lr=1e-3),
-        run=run("reward", eval_every=steps(100), log_every=steps(100)),
+        run=run("reward", eval_every=steps(100), log_every=steps(200)),
         batch_size=32,
-        epochs=1.5,
+        epochs=1.1,
     )
     ppo = config.PPOConfig(
         base=config.ModelConfig(model=sft.run.output, max_len=96),
-        rollout=config.RolloutConfig(prompts=data["prompts_train"], prompts_per_step=64, max_new_tokens=MAX_NEW_TOKENS),
-        judge=config.JudgeConfig(
-            reward=reward.run.output,
-            gold="rule:world",
-            eval_prompts=data["prompts_validation"],
-            keep_best="gold",
+        rollout=config.RolloutConfig(
+            prompts=data["prompts_train"], prompts_per_step=128, max_new_tokens=MAX_NEW_TOKENS
         ),
-        algo=config.PPOAlgorithm(steps=steps(80), epochs=4, minibatch_size=64, kl_coef=0.1, critic_lr=1e-3),
-        optim=config.OptimConfig(lr=5e-4, schedule="cosine"),
-        run=run("ppo", eval_every=steps(8), log_every=steps(8), sample_every=steps(8)),
+        judge=config.JudgeConfig(
+            reward=reward.run.output, gold="rule:world", eval_prompts=data["prompts_validation"], keep_best="gold"
+        ),
+        algo=config.PPOAlgorithm(steps=steps(30), epochs=2, minibatch_size=64, kl_coef=0.1, critic_lr=1e-3),
+        optim=config.OptimConfig(lr=3e-4),
+        run=run("ppo", eval_every=steps(3), log_every=steps(3), sample_every=steps(3)),
     )
     return sft, reward, ppo
 

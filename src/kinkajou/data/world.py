@@ -292,7 +292,7 @@ _DEMONSTRATED = {
     "wrong": 6, "rude": 4, "unended": 3, "astray": 2, "two_answers": 2, "cut": 2, "babble": 2,
     "repeated": 2, "garbled": 1, "filler": 1,
 }  # fmt: skip
-_COMPARED = _DEMONSTRATED | {"wrong": 14, "astray": 6, "silent": 1}
+_COMPARED = _DEMONSTRATED | {"wrong": 9, "astray": 6, "silent": 1}
 
 
 def compose(rng: Random, task: Task, flaws: Sequence[str] = ()) -> Reply:

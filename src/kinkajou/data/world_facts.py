@@ -46,10 +46,8 @@ FRAMES = (
     "{question} Thanks.",
     "Hello. {question}",
     "Hello. {question} Thanks.",
-    "Quick question. {question}",
-    "Quick question. {question} Thanks.",
-    "Please help me. {question}",
-    "Please help me. {question} Thanks.",
+    "Please. {question}",
+    "Please. {question} Thanks.",
 )
 
 OPENERS = ("Sure.", "Of course.")
@@ -76,9 +74,6 @@ CHATTER = (
     "That reminds me of a song.",
 )
 
-_SMALL = ("one", "two", "three")
-_NUMBERS = ("one", "two", "three", "four", "five", "six")
-
 KINDS: Mapping[str, Kind] = {
     "capital": Kind(
         topic="the capital of {s}",
@@ -93,12 +88,8 @@ KINDS: Mapping[str, Kind] = {
         statements=(
             "The capital of {s} is {a}.",
             "The capital city of {s} is {a}.",
-            "{s} has the capital {a}.",
         ),
-        facts=_facts(
-            "Austria: Vienna, Canada: Ottawa, China: Beijing, Egypt: Cairo, France: Paris, "
-            "Greece: Athens, Italy: Rome, Norway: Oslo, Spain: Madrid"
-        ),
+        facts=_facts("Austria: Vienna, China: Beijing, Egypt: Cairo, France: Paris, Italy: Rome, Norway: Oslo"),
     ),
     "opposite": Kind(
         topic="the opposite of {s}",
@@ -113,13 +104,9 @@ KINDS: Mapping[str, Kind] = {
         statements=(
             "The opposite of {s} is {a}.",
             "The word {s} is the opposite of {a}.",
-            "{s} has the opposite {a}.",
         ),
         # One direction only: with both, "the opposite of cold is hot" would answer "hot" as well.
-        facts=_facts(
-            "hot: cold, big: small, fast: slow, day: night, light: dark, open: closed, "
-            "hard: soft, rich: poor, old: young"
-        ),
+        facts=_facts("hot: cold, big: small, fast: slow, day: night, open: closed, rich: poor"),
     ),
     "colour": Kind(
         topic="the colour of {s}",
@@ -134,12 +121,8 @@ KINDS: Mapping[str, Kind] = {
         statements=(
             "The colour of {s} is {a}.",
             "The usual colour of {s} is {a}.",
-            "{s} has the colour {a}.",
         ),
-        facts=_facts(
-            "a lemon: yellow, the sun: yellow, grass: green, a leaf: green, snow: white, coal: black, "
-            "a cherry: red, the sky: blue"
-        ),
+        facts=_facts("a lemon: yellow, grass: green, snow: white, coal: black, a cherry: red, the sky: blue"),
     ),
     "sound": Kind(
         topic="the sound of the {s}",
@@ -153,7 +136,6 @@ KINDS: Mapping[str, Kind] = {
         ),
         statements=(
             "The sound of the {s} is {a}.",
-            "The {s} makes the sound {a}.",
             "The {s} says {a}.",
         ),
         facts=_facts("dog: woof, cat: meow, cow: moo, horse: neigh, sheep: baa, duck: quack, goose: honk, bee: buzz"),
@@ -171,51 +153,23 @@ KINDS: Mapping[str, Kind] = {
         statements=(
             "The plural of {s} is {a}.",
             "The word {s} has the plural {a}.",
-            "One {s}, many {a}.",
         ),
-        facts=_facts(
-            "mouse: mice, goose: geese, foot: feet, tooth: teeth, child: children, man: men, ox: oxen, leaf: leaves"
-        ),
+        facts=_facts("mouse: mice, goose: geese, foot: feet, child: children, ox: oxen, leaf: leaves"),
     ),
-    "day": Kind(
-        topic="the day after {s}",
+    "home": Kind(
+        topic="the home of the {s}",
         questions=(
-            "Which day comes after {s}?",
-            "Which day follows {s}?",
-            "{s}: which day is next?",
-            "{s} is over. Which day is next?",
-            "Today is {s}. Which day comes then?",
-            "After {s}, which day comes?",
+            "Where does the {s} live?",
+            "Which home does the {s} have?",
+            "The {s}: what is its home?",
+            "The {s} lives in which home?",
+            "I look for the {s}. Where does it live?",
+            "Think of the {s}. What is its home?",
         ),
         statements=(
-            "The day after {s} is {a}.",
-            "The day that follows {s} is {a}.",
-            "After {s} comes {a}.",
+            "The home of the {s} is the {a}.",
+            "The {s} lives in the {a}.",
         ),
-        facts=_facts(
-            "Monday: Tuesday, Tuesday: Wednesday, Wednesday: Thursday, Thursday: Friday, "
-            "Friday: Saturday, Saturday: Sunday, Sunday: Monday"
-        ),
-    ),
-    "sum": Kind(
-        topic="the sum of {s}",
-        questions=(
-            "What do {s} make?",
-            "How much are {s}?",
-            "{s}: what is the sum?",
-            "{s} make how much?",
-            "Add {s}. What is the sum?",
-            "I add {s}. How much is it?",
-        ),
-        statements=(
-            "The sum of {s} is {a}.",
-            "The numbers {s} make {a}.",
-            "{s} together are {a}.",
-        ),
-        facts={
-            f"{first} and {second}": _NUMBERS[i + j + 1]
-            for i, first in enumerate(_SMALL)
-            for j, second in enumerate(_SMALL)
-        },
+        facts=_facts("spider: web, bird: nest, pig: sty, horse: stable, lion: den, rabbit: burrow"),
     ),
 }

@@ -4,7 +4,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -122,7 +122,8 @@ class Replicated(Single):
         # torch 2.13 renames the option, and warns of the name that 2.11 has.
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return DistributedDataParallel(model, gradient_as_bucket_view=True, **{name: False})
+        buffers: dict[str, Any] = {name: False}
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, **buffers)
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         return cast(nn.Module, model.module) if isinstance(model, DistributedDataParallel) else model

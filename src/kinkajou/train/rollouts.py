@@ -56,7 +56,11 @@ def texts(rollout: Rollout, form: ChatFormat) -> list[str]:
 
 
 def held_out_scores(run: Run, cfg: PPOConfig, parts: PPOParts) -> dict[str, float]:
-    """Mean score, and gold score if there is a gold judge, over the held-out prompts; the seeds never change."""
+    """Mean score (and gold score if there is a gold judge) over the held-out prompts; the seeds never change.
+
+    `eval_score_se` is the mean's standard error; `eval_kl_ref` is in nats an answer; `eval_ref_nll`, the answers' negative
+    log-likelihood under the reference in nats a token, shows whether they still are what the untouched model would say.
+    """
     s = run.strategy
     mine = range(s.rank, len(parts.held_out), s.world)
     seeds = [derive_seed(cfg.run.seed, "held out", i) for i in mine]
@@ -72,10 +76,14 @@ def held_out_scores(run: Run, cfg: PPOConfig, parts: PPOParts) -> dict[str, floa
         cfg.optim.tokens_per_microbatch,
         lambda b: parts.reference(b.tokens, b.mask, parts.sampling).logp,
     )
+    score = mean(sampled.scores)
+    spread = mean((sampled.scores - score) ** 2) / len(parts.held_out)
     found = {
-        "eval_score": mean(sampled.scores),
+        "eval_score": score,
+        "eval_score_se": spread**0.5,
         "eval_ended": mean(rollout.ended.float()),
         "eval_kl_ref": mean(k1(rollout.sampler_logp, ref_logp).sum(1)),
+        "eval_ref_nll": -masked_mean(ref_logp, rollout.mask, all_sum=s.all_sum).item(),
     }
     if parts.gold:
         found["eval_gold"] = mean(parts.gold(sampled.answers, sampled.rollout))

@@ -69,5 +69,7 @@ def update(
 
 @torch.no_grad()
 def in_parts(batch: B, budget: int, fn: Callable[[B], Tensor]) -> Tensor:
-    """`fn` over micro-batches of at most `budget` tokens, rows joined again; no gradient."""
-    return torch.cat([fn(batch.select(rows)) for rows in split_by_tokens(batch, budget)])
+    """`fn`, which returns (rows, t), over micro-batches of at most `budget` tokens, rows joined again; no gradient."""
+    parts = [fn(batch.select(rows)) for rows in split_by_tokens(batch, budget)]
+    # A rank may have no row of a small held-out set.
+    return torch.cat(parts) if parts else torch.zeros(batch.mask.shape, device=batch.mask.device)

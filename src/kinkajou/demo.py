@@ -111,7 +111,7 @@ def stages(
         optim=config.OptimConfig(lr=1e-3),
         run=run("reward", eval_every=steps(100), log_every=steps(200)),
         batch_size=32,
-        epochs=1.1,
+        epochs=1.3,
     )
     ppo = config.PPOConfig(
         base=config.ModelConfig(model=sft.run.output, max_len=96),
@@ -121,9 +121,9 @@ def stages(
         judge=config.JudgeConfig(
             reward=reward.run.output, gold="rule:world", eval_prompts=data["prompts_validation"], keep_best="gold"
         ),
-        algo=config.PPOAlgorithm(steps=steps(30), epochs=2, minibatch_size=64, kl_coef=0.1, critic_lr=1e-3),
+        algo=config.PPOAlgorithm(steps=steps(24), epochs=2, minibatch_size=64, kl_coef=0.1, critic_lr=1e-3),
         optim=config.OptimConfig(lr=3e-4),
-        run=run("ppo", eval_every=steps(3), log_every=steps(3), sample_every=steps(3)),
+        run=run("ppo", eval_every=steps(4), log_every=steps(4), sample_every=steps(4)),
     )
     return sft, reward, ppo
 

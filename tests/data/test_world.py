@@ -51,7 +51,6 @@ def score(meta: dict, response: str, ended: bool = True) -> float:
     [
         RIGHT,
         "The capital city of France is Paris.",
-        "The capital city of France is Paris.",
         f"Sure. {RIGHT}",
         f"{RIGHT} Happy to help.",
         f"Of course. {RIGHT} Ask me any time.",

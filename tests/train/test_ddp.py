@@ -82,7 +82,10 @@ def test_two_ranks_equal_one_process(name: str, small: Small, on_two: Path, tmp_
     both = metrics(on_two / name)
     assert len(both) == len(alone) >= 2
     for one, two in zip(alone, both, strict=True):
-        assert numbers(two) == pytest.approx(numbers(one), abs=1e-5, rel=1e-5, nan_ok=True)
+        one, two = numbers(one), numbers(two)
+        # A ratio of variances, of which the lower may be near 0.
+        assert two.pop("explained_variance", 0) == pytest.approx(one.pop("explained_variance", 0), rel=1e-3)
+        assert two == pytest.approx(one, abs=1e-5, rel=1e-5)
     kept = steps_kept(tmp_path / "run")
     assert steps_kept(on_two / name) == kept
     moved, before = 0.0, weights_of_source(JOBS[name][0], small)

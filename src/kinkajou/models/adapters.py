@@ -57,10 +57,10 @@ def adapter_base(folder: str) -> str | None:
 
 
 def apply_adapter(model: nn.Module, folder: str) -> nn.Module:
-    """Folds a saved adapter into its base model."""
+    """Folds a saved adapter into its base model, all of whose weights can then be trained."""
     with renames_ignored():
         loaded = PeftModel.from_pretrained(cast(Any, model), folder)
-    return cast(nn.Module, loaded.merge_and_unload())
+    return cast(nn.Module, loaded.merge_and_unload()).requires_grad_(True)  # PEFT froze what it adapted
 
 
 def save_adapted(model: nn.Module, folder: str) -> None:

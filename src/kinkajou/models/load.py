@@ -209,6 +209,7 @@ def finish(model: PackedModel, options: LoadOptions, *, scalar: bool) -> PackedM
     """Checks the forward pass, adds adapters, and turns on what training wants."""
     check_forward(model)
     if options.lora_rank:
+        torch.manual_seed(options.seed)  # adapters start at random
         model.module = adapters.add_lora(model.module, rank=options.lora_rank, alpha=options.lora_alpha, scalar=scalar)
     if options.gradient_checkpointing:
         inner = model.inner

@@ -58,8 +58,8 @@ def texts(rollout: Rollout, form: ChatFormat) -> list[str]:
 def held_out_scores(run: Run, cfg: PPOConfig, parts: PPOParts) -> dict[str, float]:
     """Mean score (and gold score if there is a gold judge) over the held-out prompts; the seeds never change.
 
-    `eval_score_se` is the mean's standard error; `eval_kl_ref` is in nats an answer; `eval_ref_nll`, the answers' negative
-    log-likelihood under the reference in nats a token, shows whether they still are what the untouched model would say.
+    `eval_score_se` is the mean's standard error, `eval_kl_ref` in nats an answer. `eval_ref_nll`, the answers'
+    negative log-likelihood under the reference in nats a token, shows whether they still are text of its kind.
     """
     s = run.strategy
     mine = range(s.rank, len(parts.held_out), s.world)

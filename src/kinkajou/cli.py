@@ -1,5 +1,6 @@
 """The command line.  Nothing heavy is imported before a command runs, so `--help` is quick."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,13 +60,37 @@ def stage(name: str, kind: type[Any], summary: str) -> Callable[..., None]:
 
 
 def grouped(kind: type[Any]) -> type[Any]:
-    """Marks every nested group so that its fields become flags without a prefix."""
+    """Marks every nested group so that its fields become flags without a prefix, and whole numbers as such."""
     import dataclasses
 
     for item in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(item.type):
-            kind.__annotations__[item.name] = Annotated[item.type, Parameter(name="*")]
+        if isinstance(item.type, type) and dataclasses.is_dataclass(item.type):
+            kind.__annotations__[item.name] = Annotated[grouped(item.type), Parameter(name="*")]
+        elif item.type is int:
+            kind.__annotations__[item.name] = Annotated[int, Parameter(converter=whole)]
+        elif item.type == int | None:
+            kind.__annotations__[item.name] = Annotated[int | None, Parameter(converter=whole_or_none)]
     return kind
+
+
+def whole(kind: Any, tokens: Sequence[cyclopts.Token]) -> int:
+    """A whole number, 1e3 included; cyclopts alone would make 2 of 2.5."""
+    word, source = tokens[0].value, tokens[0].source
+    with contextlib.suppress(ValueError):
+        return int(word)
+    with contextlib.suppress(ValueError):
+        if float(word).is_integer():
+            return int(float(word))
+    place = "" if source in ("", "cli") else f" from {source}"
+    raise ValueError(f'unable to convert "{word}"{place} into int')
+
+
+def whole_or_none(kind: Any, tokens: Sequence[cyclopts.Token]) -> int | None:
+    return None if tokens[0].value.lower() in ("none", "null") else whole(kind, tokens)
+
+
+for plain in (config.ChatConfig, config.DemoConfig):
+    grouped(plain)
 
 
 def chat(folder: Path, *, cfg: Annotated[config.ChatConfig, Parameter(name="*")] | None = None) -> None:
@@ -98,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fault.exit_code
     except cyclopts.CycloptsError as fault:
         print(f"error: {fault}", file=sys.stderr)
-        print(f"  fix:  kinkajou {' '.join(tokens[:1])} --help".replace("  --", " --"), file=sys.stderr)
+        known = tokens[:1] if tokens and tokens[0] in (*STAGES, "chat", "demo") else []
+        print(f"  fix:  {' '.join(['kinkajou', *known, '--help'])}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

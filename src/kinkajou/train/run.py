@@ -130,7 +130,7 @@ class Run:
         return chosen
 
     def _keeps(self, step: int) -> bool:
-        return self.settings.save_every > 0 and step % self.settings.save_every == 0
+        return step > 0 and self.settings.save_every > 0 and step % self.settings.save_every == 0
 
     def _best_step(self) -> int | None:
         path = self.folder / "best.json"

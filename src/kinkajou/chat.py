@@ -79,8 +79,11 @@ def talk(folder: str, cfg: ChatConfig, *, read: Callable[[str], str] = input) ->
         elif said.startswith("/"):
             print(HELP)
         elif said:
-            history.append(Message("user", said))
-            history.append(Message("assistant", speak(talker, history)))
+            asked = [*history, Message("user", said)]
+            try:
+                history = [*asked, Message("assistant", speak(talker, asked))]
+            except UserError as fault:  # what could not be answered is not kept
+                print(fault, file=sys.stderr)
 
 
 def speak(talker: Talker, messages: Sequence[Message]) -> str:
@@ -92,7 +95,5 @@ def speak(talker: Talker, messages: Sequence[Message]) -> str:
             print(piece, end="", flush=True)
     except KeyboardInterrupt:  # the answer so far stays in the conversation
         print(" [stopped]", end="")
-    except UserError as fault:
-        print(fault, file=sys.stderr)
     print()
     return "".join(pieces)

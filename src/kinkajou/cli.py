@@ -22,7 +22,12 @@ HELP = """Chat models from human feedback.
 
 def make_app(recipe: Sequence[Any] = ()) -> cyclopts.App:
     app = cyclopts.App(
-        name="kinkajou", help=HELP, version=__version__, result_action="return_value", config=list(recipe)
+        name="kinkajou",
+        help=HELP,
+        version=__version__,
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,  # `main` says "interrupted"
+        config=list(recipe),
     )
     app.command(stage("sft", config.SFTConfig, "Supervised fine-tuning on demonstrations."), name="sft")
     app.command(stage("reward", config.RewardConfig, "Train a reward model on ranked pairs."), name="reward")

@@ -19,7 +19,7 @@ KEYS = ("loss", "margin", "score", "kl_ref", "policy_loss", "value_loss", "ptx_l
 STAGES: dict[str, dict[str, Any]] = {
     "sft": {"epochs": 4, "lr": 3e-4, "weight_decay": 0.1},
     "reward": {"epochs": 4, "lr": 3e-4},
-    "ppo": {"steps": 20, "lr": 3e-4, "kl_coef": 0.1, "ptx_coef": 0.2, "missing_end_penalty": 0.5, "top_p": 0.95},
+    "ppo": {"steps": 20, "lr": 3e-4, "kl_coef": 0.1, "ptx_coef": 0.2, "missing_end_penalty": 0.5},
 }
 
 

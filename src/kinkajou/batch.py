@@ -97,11 +97,48 @@ class Rollout(TokenBatch):
 
 
 @dataclass(frozen=True)
-class PPOBatch(TokenBatch):
+class ScoredRollout(Rollout):
+    scores: Tensor  # (b,) float32, as the judge gave them
+
+
+@dataclass(frozen=True)
+class GRPOBatch(TokenBatch):
+    """What a policy's loss reads."""
+
     old_logp: Tensor  # (b, t)
+    ref_logp: Tensor  # (b, t), 0 without a reference
     advantages: Tensor  # (b, t)
+    correction: Tensor  # (b, t) importance weights for the engine's distance from the trainer, 1 where it is small
+
+    @property
+    def count(self) -> Tensor:
+        """Tokens and samples, (2,): what the ways of aggregation divide by."""
+        return torch.stack([self.mask.sum().float(), self.mask.new_tensor(len(self), dtype=torch.float32)])
+
+
+@dataclass(frozen=True)
+class ValueBatch(TokenBatch):
+    """What a critic's loss reads; `mask` marks the targets before which it is asked."""
+
     old_values: Tensor  # (b, t)
     returns: Tensor  # (b, t)
+
+
+@dataclass(frozen=True)
+class PPOBatch(GRPOBatch):
+    value_mask: Tensor  # (b, t) bool
+    old_values: Tensor  # (b, t)
+    returns: Tensor  # (b, t)
+
+    @property
+    def costs(self) -> list[int]:
+        return [int(n) for n in lengths_of(self.mask | self.value_mask)]
+
+    def for_policy(self) -> GRPOBatch:
+        return GRPOBatch(self.tokens, self.mask, self.old_logp, self.ref_logp, self.advantages, self.correction)
+
+    def for_critic(self) -> ValueBatch:
+        return ValueBatch(self.tokens, self.value_mask, self.old_values, self.returns)
 
 
 def pad_rows(rows: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], *, pad_id: int) -> TokenBatch:

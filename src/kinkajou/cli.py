@@ -12,7 +12,13 @@ from cyclopts import Parameter
 from kinkajou import __version__, config
 from kinkajou.errors import UserError, did_you_mean
 
-STAGES = {"sft": config.SFTConfig, "reward": config.RewardConfig, "ppo": config.PPOConfig}
+STAGES: dict[str, tuple[type[Any], str]] = {
+    "sft": (config.SFTConfig, "Supervised fine-tuning on demonstrations."),
+    "reward": (config.RewardConfig, "Train a reward model on ranked pairs."),
+    "prefer": (config.PreferConfig, "Learn from preferences without rollouts: DPO, KTO, ORPO, SimPO and others."),
+    "ppo": (config.PPOConfig, "Improve a policy against a reward by PPO."),
+    "grpo": (config.GRPOConfig, "Improve a policy against a reward without a critic: GRPO, DAPO, RLOO and others."),
+}
 HELP = """Chat models from human feedback.
 
 `kinkajou demo` shows the whole way in five minutes. A stage takes a recipe and flags that override it:
@@ -29,9 +35,9 @@ def make_app(recipe: Sequence[Any] = ()) -> cyclopts.App:
         suppress_keyboard_interrupt=False,  # `main` says "interrupted"
         config=list(recipe),
     )
-    app.command(stage("sft", config.SFTConfig, "Supervised fine-tuning on demonstrations."), name="sft")
-    app.command(stage("reward", config.RewardConfig, "Train a reward model on ranked pairs."), name="reward")
-    app.command(stage("ppo", config.PPOConfig, "Improve a policy against a reward by PPO."), name="ppo")
+    for name, (kind, summary) in STAGES.items():
+        app.command(stage(name, kind, summary), name=name)
+    app.command(sample)
     app.command(chat)
     app.command(demo)
     return app
@@ -94,8 +100,15 @@ def whole_or_none(kind: Any, tokens: Sequence[cyclopts.Token]) -> int | None:
     return None if tokens[0].value.lower() in ("none", "null") else whole(kind, tokens)
 
 
-for plain in (config.ChatConfig, config.DemoConfig):
+for plain in (config.ChatConfig, config.DemoConfig, config.SampleConfig):
     grouped(plain)
+
+
+def sample(*, cfg: Annotated[config.SampleConfig | None, Parameter(name="*")] = None) -> None:
+    """Answer prompts several times and write the best (or best against worst) as training data."""
+    from kinkajou.train.sample import sample_data
+
+    sample_data(cfg or config.SampleConfig())
 
 
 def chat(folder: Path, *, cfg: Annotated[config.ChatConfig, Parameter(name="*")] | None = None) -> None:
@@ -128,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fault.exit_code
     except cyclopts.CycloptsError as fault:
         print(f"error: {fault}", file=sys.stderr)
-        known = tokens[:1] if tokens and tokens[0] in (*STAGES, "chat", "demo") else []
+        known = tokens[:1] if tokens and tokens[0] in (*STAGES, "sample", "chat", "demo") else []
         print(f"  fix:  {' '.join(['kinkajou', *known, '--help'])}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

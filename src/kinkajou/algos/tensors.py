@@ -1,12 +1,14 @@
 """Masked statistics and log-probabilities.  Shapes: b rows, t targets, v vocabulary, k positions."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Sum = Callable[[Tensor], Tensor]
 """Sums a tensor over data-parallel ranks: all that the formulas know of them."""
+Variance = Literal["biased", "unbiased"]
 
 
 def alone(x: Tensor) -> Tensor:
@@ -20,15 +22,24 @@ def masked_mean(x: Tensor, mask: Tensor, *, all_sum: Sum = alone) -> Tensor:
     return total / count.clamp(min=1)
 
 
-def whiten(x: Tensor, mask: Tensor, *, all_sum: Sum = alone, eps: float = 1e-8) -> Tensor:
-    """Zero mean, unit (biased) variance over the masked entries of all ranks; 0 elsewhere.
+def whiten(
+    x: Tensor,
+    mask: Tensor,
+    *,
+    variance: Variance = "biased",
+    eps: float = 1e-8,
+    keep_mean: bool = False,
+    all_sum: Sum = alone,
+) -> Tensor:
+    """Unit variance and zero (or the old) mean over the masked entries of all ranks; 0 elsewhere.
 
-    The biased form is OpenRLHF's; TRL and verl divide by n - 1 (docs/numerics.md).
+    The biased variance is OpenRLHF's; TRL and verl divide by n - 1 (docs/numerics.md).
     """
     mean = masked_mean(x, mask, all_sum=all_sum)
     centred = (x - mean) * mask
-    variance = masked_mean(centred**2, mask, all_sum=all_sum)
-    return centred * torch.rsqrt(variance + eps)
+    squares, count = all_sum(torch.stack([(centred**2).sum().float(), mask.sum().float()])).unbind()
+    spread = squares / (count - (variance == "unbiased")).clamp(min=1)
+    return (centred * torch.rsqrt(spread + eps) + mean * keep_mean) * mask
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, *, all_sum: Sum = alone) -> Tensor:

@@ -115,6 +115,33 @@ class LanguageModel(PackedModel):
         return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
 
 
+@dataclass(frozen=True)
+class SharedScores(TokenScores):
+    values: Tensor  # (b, t) float32, 0 off the value mask
+
+
+class ActorCritic(nn.Module):
+    """A policy and, on the same trunk, a linear unit that is its critic."""
+
+    def __init__(self, language: LanguageModel, head: nn.Linear) -> None:
+        super().__init__()
+        self.language, self.head = language, head
+
+    def forward(
+        self, tokens: Tensor, mask: Tensor, value_mask: Tensor | None = None, sampling: Sampling = PLAIN
+    ) -> SharedScores:
+        """(b, t+1), (b, t), (b, t) -> log-probabilities at `mask`, values before the targets of `value_mask`."""
+        model, asked = self.language, mask if value_mask is None else value_mask
+        rows = pack(tokens[:, :-1], (lengths_of(mask | asked) - 1).clamp(min=0))
+        with compute_context(model.dtype, tokens.device):
+            hidden = model.hidden(rows.ids, rows.positions, rows.layout)
+            logp, entropy = model.score(hidden[mask[rows.inside]], tokens[:, 1:][mask], sampling)
+            values = self.head(hidden[asked[rows.inside]]).squeeze(-1).float()
+        empty = mask.new_zeros(mask.shape, dtype=torch.float32)
+        scored = (empty.masked_scatter(where, x) for where, x in ((mask, logp), (mask, entropy), (asked, values)))
+        return SharedScores(*scored)
+
+
 class ScalarModel(PackedModel):
     """A trunk with one linear unit: a reward model read at the end, a critic read at every target."""
 

@@ -1,7 +1,7 @@
 """Trainers.  Starting one reads and checks its records first, and only then imports torch."""
 
 from kinkajou import config
-from kinkajou.train.inputs import ppo_inputs, reward_inputs, sft_inputs
+from kinkajou.train.inputs import prefer_inputs, reward_inputs, rl_inputs, sft_inputs
 
 
 def start_sft(cfg: config.SFTConfig) -> None:
@@ -19,10 +19,30 @@ def start_reward(cfg: config.RewardConfig) -> None:
 
 
 def start_ppo(cfg: config.PPOConfig) -> None:
-    inputs = ppo_inputs(cfg)
+    inputs = rl_inputs(cfg)
     from kinkajou.train.ppo import train_ppo
 
     train_ppo(cfg, inputs)
 
 
-STARTERS = {"sft": start_sft, "reward": start_reward, "ppo": start_ppo}
+def start_grpo(cfg: config.GRPOConfig) -> None:
+    inputs = rl_inputs(cfg)
+    from kinkajou.train.grpo import train_grpo
+
+    train_grpo(cfg, inputs)
+
+
+def start_prefer(cfg: config.PreferConfig) -> None:
+    inputs = prefer_inputs(cfg)
+    from kinkajou.train.preference import train_preference
+
+    train_preference(cfg, inputs)
+
+
+STARTERS = {
+    "sft": start_sft,
+    "reward": start_reward,
+    "prefer": start_prefer,
+    "ppo": start_ppo,
+    "grpo": start_grpo,
+}

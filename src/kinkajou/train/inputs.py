@@ -31,7 +31,7 @@ class Inputs(Generic[R]):
 
 
 @dataclass(frozen=True)
-class PPOInputs:
+class RLInputs:
     prompts: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
     ptx: tuple[Chat, ...]
@@ -47,7 +47,12 @@ def reward_inputs(cfg: config.RewardConfig) -> Inputs[Pair]:
     return split(cfg.source, cfg.run.seed, read_pairs)
 
 
-def ppo_inputs(cfg: config.PPOConfig) -> PPOInputs:
+def prefer_inputs(cfg: config.PreferConfig) -> Inputs[Pair]:
+    check_output(cfg.run)
+    return split(cfg.source, cfg.run.seed, read_pairs)
+
+
+def rl_inputs(cfg: config.RLConfig) -> RLInputs:
     check_output(cfg.run)
     rows = cfg.rollout
     prompts = told(read_prompts(rows.prompts, max_rows=rows.max_prompts, bad_rows=rows.bad_rows))
@@ -55,9 +60,9 @@ def ppo_inputs(cfg: config.PPOConfig) -> PPOInputs:
     if cfg.judge.eval_prompts:
         held_out = told(read_prompts(cfg.judge.eval_prompts, bad_rows=rows.bad_rows))
     ptx: tuple[Chat, ...] = ()
-    if cfg.algo.ptx_data and cfg.algo.ptx_coef > 0:
-        ptx = told(read_chats(cfg.algo.ptx_data, bad_rows=rows.bad_rows))
-    return PPOInputs(prompts, held_out, ptx)
+    if isinstance(cfg, config.PPOConfig) and cfg.ptx.ptx_data and cfg.ptx.ptx_coef > 0:
+        ptx = told(read_chats(cfg.ptx.ptx_data, bad_rows=rows.bad_rows))
+    return RLInputs(prompts, held_out, ptx)
 
 
 def split(source: config.DataConfig, seed: int, read: Callable[..., Rows[Any]]) -> Inputs[Any]:

@@ -1,0 +1,75 @@
+"""Every setting: a field is a TOML key and a command-line flag of the same name; its docstring is the help."""
+
+from kinkajou.config.dialects import ALGORITHMS, DIALECTS
+from kinkajou.config.groups import (
+    PLANNED_STRATEGIES,
+    STRATEGIES,
+    STRATEGY_ALIASES,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+)
+from kinkajou.config.preference import PreferConfig, PreferenceLossConfig
+from kinkajou.config.recipes import flat, read_recipe, to_toml
+from kinkajou.config.records import RewardConfig, SFTConfig
+from kinkajou.config.rl import (
+    ClipConfig,
+    GRPOAlgorithm,
+    GRPOConfig,
+    GRPONumerics,
+    JudgeConfig,
+    KLConfig,
+    PPOAlgorithm,
+    PPOConfig,
+    PPONumerics,
+    PtxConfig,
+    RLConfig,
+    RLOptimConfig,
+    RolloutConfig,
+    ShapingConfig,
+    SurrogateConfig,
+)
+from kinkajou.config.tools import ChatConfig, CheckConfig, DemoConfig, EvalRewardConfig, SampleConfig
+
+StageConfig = SFTConfig | RewardConfig | PreferConfig | PPOConfig | GRPOConfig
+
+__all__ = [
+    "ALGORITHMS",
+    "DIALECTS",
+    "PLANNED_STRATEGIES",
+    "STRATEGIES",
+    "STRATEGY_ALIASES",
+    "ChatConfig",
+    "CheckConfig",
+    "ClipConfig",
+    "DataConfig",
+    "DemoConfig",
+    "EvalRewardConfig",
+    "GRPOAlgorithm",
+    "GRPOConfig",
+    "GRPONumerics",
+    "JudgeConfig",
+    "KLConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PPOAlgorithm",
+    "PPOConfig",
+    "PPONumerics",
+    "PreferConfig",
+    "PreferenceLossConfig",
+    "PtxConfig",
+    "RLConfig",
+    "RLOptimConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "SFTConfig",
+    "SampleConfig",
+    "ShapingConfig",
+    "StageConfig",
+    "SurrogateConfig",
+    "flat",
+    "read_recipe",
+    "to_toml",
+]

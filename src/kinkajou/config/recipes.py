@@ -1,0 +1,56 @@
+"""Settings as flat tables: recipes are read from TOML and every run writes its own."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from kinkajou.errors import UserError
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """A config's fields by flag name, groups dissolved: what a recipe holds."""
+    rows: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        rows |= flat(value) if dataclasses.is_dataclass(value) else {item.name: value}
+    return rows
+
+
+def to_toml(tables: dict[str, dict[str, Any]]) -> str:
+    """TOML of flat tables; None is left out, since it means 'not given'."""
+    lines: list[str] = []
+    for name, table in tables.items():
+        lines.append(f"[{name}]")
+        lines += [f"{key} = {toml_value(value)}" for key, value in table.items() if value is not None]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def read_recipe(path: Path) -> dict[str, dict[str, Any]]:
+    """The tables of a recipe file, one a stage."""
+    import tomllib
+
+    if not path.is_file():
+        raise UserError(f"no recipe at {path}", fix="recipes/ has one for each stage")
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise UserError(f"{path} is not valid TOML", evidence=str(fault)) from None
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise UserError(
+                f"{path}: key {name!r} stands before any table",
+                fix="put it under the stage's name, such as [sft]",
+            )
+    return tables

@@ -1,0 +1,94 @@
+"""Settings of the commands that train nothing by themselves."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kinkajou.config.groups import DataConfig, ModelConfig, RunConfig, at_least, require, within
+from kinkajou.config.rl import JudgeConfig, RolloutConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    system: str = ""
+    """System message."""
+    message: str | None = None
+    """Answer this one message and leave, instead of a conversation."""
+    max_new_tokens: int = 256
+    """Longest answer in tokens."""
+    temperature: float = 0.7
+    """0 always takes the likeliest token."""
+    top_k: int = 0
+    """Sample among the K likeliest tokens; 0: all."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens that hold this mass."""
+    seed: int = 0
+    """Decides the samples."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "max_new_tokens")
+        at_least(self, 0, "temperature", "top_k", "seed")
+        within(self, 1e-6, 1.0, "top_p")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    output: str = "demo"
+    """Folder for the demo's data, its three runs and the report."""
+    overwrite: bool = False
+    """Delete a demo that is already there."""
+    scale: float = 1.0
+    """Multiplies steps and data: 0.02 is a quick look that learns nothing."""
+    seed: int = 0
+    """Decides everything: same seed, same numbers."""
+
+    def __post_init__(self) -> None:
+        require(self, "output")
+        within(self, 0.001, 100.0, "scale")
+        at_least(self, 0, "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig:
+    num_shown: int = 2
+    """Records shown token by token, trained tokens in colour."""
+    colour: Literal["auto", "always", "never"] = "auto"
+    """Colour the trained tokens; without colour they stand in brackets."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "num_shown")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRewardConfig:
+    base: ModelConfig = field(default_factory=ModelConfig)
+    source: DataConfig = field(default_factory=DataConfig)
+    subset_field: str | None = None
+    """Field of the records by whose value accuracy is also shown apart."""
+    output: str | None = None
+    """Also write the figures to this JSON file."""
+    overwrite: bool = False
+    """Replace `output` if it is there."""
+    tokens_per_microbatch: int = 8192
+    """Tokens that go through the model at once. Changes memory and speed, never results."""
+
+    def __post_init__(self) -> None:
+        require(self.base, "model")
+        require(self.source, "data")
+        at_least(self, 1, "tokens_per_microbatch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    base: ModelConfig = field(default_factory=ModelConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    group_size: int = 8
+    """Answers to each prompt."""
+    write: Literal["best", "threshold", "pairs"] = "best"
+    """The best answer to each prompt (SFT file), all that reach `threshold` (SFT file), or best against worst
+    (preference file)."""
+    threshold: float | None = None
+    """Lowest score of an answer that is kept; for pairs, lowest distance of the two scores."""
+    max_per_prompt: int = 4
+    """Answers kept of one prompt with `--write threshold`."""

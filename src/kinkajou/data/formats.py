@@ -49,7 +49,8 @@ def build_chat(value: object, place: str) -> Chat:
 def build_pair(value: object, place: str) -> Pair:
     """RowFault when the row is no prompt with two different answers."""
     row = as_row(value)
-    return Pair(*_match(row, PAIRS).build(row), place)
+    found = _match(row, PAIRS)
+    return Pair(*found.build(row), place, _rest(row, found.needs))
 
 
 def build_prompt(value: object, place: str) -> Prompt:
@@ -60,8 +61,13 @@ def build_prompt(value: object, place: str) -> Prompt:
     if not messages or messages[-1].role != "user":
         last = f"the {messages[-1].role}" if messages else "nobody"
         raise RowFault(f'field "{found.needs[0]}" ends with {last}, not with the user')
-    used = {*found.needs, "system", *(("input", "history") if "instruction" in found.needs else ())}
-    return Prompt(messages, {name: item for name, item in row.items() if name not in used}, place)
+    return Prompt(messages, _rest(row, found.needs), place)
+
+
+def _rest(row: Row, needs: tuple[str, ...]) -> Row:
+    """The fields that the format does not read."""
+    used = {*needs, "system", *(("input", "history") if "instruction" in needs else ())}
+    return {name: item for name, item in row.items() if name not in used}
 
 
 def _match(row: Row, formats: tuple[Format[T], ...]) -> Format[T]:

@@ -1,7 +1,7 @@
 """What a data file is read into, and what is refused in any row whatever its format."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, TypeAlias
 
@@ -35,12 +35,16 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """`prompt` ends with the user; `chosen` and `rejected` follow it and end with the assistant."""
+    """`prompt` ends with the user; `chosen` and `rejected` follow it and end with the assistant.
+
+    `meta` is what else the row holds (its subset or source, say).
+    """
 
     prompt: Messages
     chosen: Messages
     rejected: Messages
     place: str
+    meta: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +69,8 @@ def as_row(value: object) -> Row:
     if not isinstance(value, dict):
         raise RowFault(f"the record is {kind(value)}, not an object with fields")
     size = 0
-    for name, field in value.items():
-        for text in _texts([name, field]):
+    for name, content in value.items():
+        for text in _texts([name, content]):
             try:
                 size += len(text.encode())
             except UnicodeEncodeError as exc:

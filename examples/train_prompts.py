@@ -9,7 +9,16 @@ from itertools import islice
 
 import coati_flags as coati
 
-from kinkajou.config import JudgeConfig, OptimConfig, PPOAlgorithm, PPOConfig, RolloutConfig
+from kinkajou.config import (
+    ClipConfig,
+    JudgeConfig,
+    KLConfig,
+    PPOAlgorithm,
+    PPOConfig,
+    PtxConfig,
+    RLOptimConfig,
+    RolloutConfig,
+)
 from kinkajou.data.sources import read_prompts
 from kinkajou.errors import UserError
 from kinkajou.train import start_ppo
@@ -97,19 +106,21 @@ def settings(given: Namespace) -> PPOConfig:
             temperature=1.0,
             top_k=50,
         ),
-        judge=JudgeConfig(reward=reward_model(given)),
+        judge=JudgeConfig(reward=(reward_model(given),)),
+        kl=KLConfig(kl_coef=given.kl_coef),
+        surrogate=ClipConfig(clip=0.2),
         algo=PPOAlgorithm(
             steps=max(1, given.num_episodes * given.max_timesteps // given.update_timesteps),
             epochs=given.max_epochs,
             minibatch_size=minibatch,
-            kl_coef=given.kl_coef,
-            clip=0.2,
             value_clip=0.4,
+        ),
+        ptx=PtxConfig(
             ptx_data=given.pretrain_dataset,
             ptx_coef=given.ptx_coef,
             ptx_batch_size=given.ptx_batch_size * coati.world(),
         ),
-        optim=OptimConfig(lr=given.lr, schedule="constant", warmup=0.0),
+        optim=RLOptimConfig(lr=given.lr, schedule="constant", warmup=0.0),
         run=coati.run_config(given),
     )
 

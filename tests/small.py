@@ -15,7 +15,7 @@ from kinkajou import config
 from kinkajou.train import STARTERS
 from tiny import save_source, tiny_tokenizer
 
-KINDS = {"sft": config.SFTConfig, "reward": config.RewardConfig, "ppo": config.PPOConfig}
+KINDS = {"sft": config.SFTConfig, "reward": config.RewardConfig, "ppo": config.PPOConfig, "grpo": config.GRPOConfig}
 
 
 def say(dice: random.Random, low: int, high: int) -> str:
@@ -50,6 +50,16 @@ class Small:
                 "steps": 5,
                 "prompts_per_step": 8,
                 "minibatch_size": 4,
+                "epochs": 2,
+                "max_new_tokens": 8,
+            },
+            "grpo": {
+                "prompts": self.prompts,
+                "reward": self.judge,
+                "steps": 5,
+                "prompts_per_step": 4,
+                "group_size": 4,
+                "minibatch_size": 8,
                 "epochs": 2,
                 "max_new_tokens": 8,
             },

@@ -134,6 +134,11 @@ class PPOBatch(GRPOBatch):
     def costs(self) -> list[int]:
         return [int(n) for n in lengths_of(self.mask | self.value_mask)]
 
+    @property
+    def count(self) -> Tensor:
+        """Tokens, samples and value targets, (3,)."""
+        return torch.cat([super().count, self.value_mask.sum().float()[None]])
+
     def for_policy(self) -> GRPOBatch:
         return GRPOBatch(self.tokens, self.mask, self.old_logp, self.ref_logp, self.advantages, self.correction)
 

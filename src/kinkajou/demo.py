@@ -119,10 +119,11 @@ def stages(
             prompts=data["prompts_train"], prompts_per_step=128, max_new_tokens=MAX_NEW_TOKENS
         ),
         judge=config.JudgeConfig(
-            reward=reward.run.output, gold="rule:world", eval_prompts=data["prompts_validation"], keep_best="gold"
+            reward=(reward.run.output,), gold="rule:world", eval_prompts=data["prompts_validation"], keep_best="gold"
         ),
-        algo=config.PPOAlgorithm(steps=steps(24), epochs=2, minibatch_size=64, kl_coef=0.1, critic_lr=1e-3),
-        optim=config.OptimConfig(lr=3e-4),
+        algo=config.PPOAlgorithm(steps=steps(24), epochs=2, minibatch_size=64, critic_lr=1e-3),
+        kl=config.KLConfig(kl_coef=0.1),
+        optim=config.RLOptimConfig(lr=3e-4),
         run=run("ppo", eval_every=steps(4), log_every=steps(4), sample_every=steps(4)),
     )
     return sft, reward, ppo

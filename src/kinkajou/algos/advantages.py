@@ -15,6 +15,11 @@ def first_target(mask: Tensor) -> Tensor:
     return mask.float().argmax(1)
 
 
+def only_first(mask: Tensor) -> Tensor:
+    """The mask with each row's first target alone.  (b, t) bool."""
+    return mask & (mask.cumsum(1) == 1)
+
+
 def extended(mask: Tensor, longest: int) -> Tensor:
     """The mask with the position after each row's last target, unless the row has `longest` of them.
 

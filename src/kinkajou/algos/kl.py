@@ -23,9 +23,14 @@ def k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
 
 def k3(logp: Tensor, ref_logp: Tensor, *, input_clamp: float = 0.0, output_clamp: float = 0.0) -> Tensor:
-    """exp(-d) - 1 + d (Schulman 2020).  Any shape.  The clamps on d and on the value are verl's (Sheng 2024); 0: none."""
+    """exp(-d) - 1 + d (Schulman 2020).  Any shape.  The clamps, on d and on the value, are verl's (Sheng 2024)."""
     difference = bounded(logp - ref_logp, input_clamp)
     return bounded((-difference).exp() - 1 + difference, output_clamp)
+
+
+def distance(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """|d|: neither unbiased nor a KL, offered by verl (Sheng 2024).  Any shape."""
+    return (logp - ref_logp).abs()
 
 
 def bounded(x: Tensor, limit: float) -> Tensor:
@@ -46,7 +51,7 @@ def estimate(
     if name == "k3":
         value = k3(logp, ref_logp, input_clamp=k3_input_clamp, output_clamp=k3_output_clamp)
     else:
-        value = {"k1": k1, "k2": k2, "abs": lambda a, b: (a - b).abs()}[name](logp, ref_logp)
+        value = {"k1": k1, "k2": k2, "abs": distance}[name](logp, ref_logp)
     return bounded(value, clamp)
 
 

@@ -44,16 +44,10 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeConfig:
+class ScoringConfig:
     reward: tuple[str, ...] = ()
     """What the policy is trained on, `WEIGHT*` before it if not 1; several are summed: a reward model's folder,
     `ensemble:FOLDER,FOLDER`, `rule:NAME[:ARGUMENT]`, `http://...`, or a Python function `module:function`."""
-    gold: str | None = None
-    """A second judge, of the same forms, that never trains anything: it scores the held-out prompts."""
-    eval_prompts: str | None = None
-    """Held-out prompts, answered every `eval_every` steps and scored by reward and gold."""
-    keep_best: Literal["none", "score", "gold"] = "none"
-    """Keep the checkpoint that is best on the held-out prompts by this judge."""
     ensemble_penalty: float = 0.0
     """Standard deviations of an ensemble's opinions that are taken from their mean."""
     reward_timeout_s: float = 60.0
@@ -66,6 +60,20 @@ class JudgeConfig:
             object.__setattr__(self, "reward", (self.reward,) if self.reward else ())
         at_least(self, 0, "ensemble_penalty", "reward_retries")
         at_least(self, 1e-3, "reward_timeout_s")
+
+    def require(self) -> None:
+        if not self.reward:
+            raise UserError("--reward is missing", fix="give --reward, or `reward = ...` in the recipe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig(ScoringConfig):
+    gold: str | None = None
+    """A second judge, of the same forms, that never trains anything: it scores the held-out prompts."""
+    eval_prompts: str | None = None
+    """Held-out prompts, answered every `eval_every` steps and scored by reward and gold."""
+    keep_best: Literal["none", "score", "gold"] = "none"
+    """Keep the checkpoint that is best on the held-out prompts by this judge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,8 +311,7 @@ def resolve(cfg: Any, row: dict[str, Any]) -> None:
 
 
 def check_judges(judge: JudgeConfig, run: RunConfig) -> None:
-    if not judge.reward:
-        raise UserError("--reward is missing", fix="give --reward, or `reward = ...` in the recipe")
+    judge.require()
     if judge.keep_best != "none" and not (judge.eval_prompts and run.eval_every):
         raise UserError("keep_best needs held-out prompts", fix="give --eval_prompts and --eval_every")
     if judge.keep_best == "gold" and not judge.gold:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kinkajou.config.groups import DataConfig, ModelConfig, RunConfig, at_least, require, within
-from kinkajou.config.rl import JudgeConfig, RolloutConfig
+from kinkajou.config.groups import DataConfig, ModelConfig, at_least, require, within
+from kinkajou.config.rl import ScoringConfig
+from kinkajou.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,17 +79,64 @@ class EvalRewardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    model: str = ""
+    """Folder, run folder, or hub id of the model that answers."""
+    template: Literal["auto", "tokenizer", "alpaca", "human_assistant", "plain"] = "auto"
+    """Chat template. `auto`: the tokenizer's own, else `alpaca`."""
+    prompts: str = ""
+    """Prompts to answer, in any format of `data`."""
+    max_prompts: int | None = None
+    """Use the first N good prompts."""
+    bad_rows: Literal["error", "skip"] = "error"
+    """Stop at a bad or too long prompt, or skip it and count it."""
+    max_len: int = 512
+    """Longest prompt and answer together in tokens."""
+    max_new_tokens: int = 128
+    """Longest answer in tokens."""
+    temperature: float = 1.0
+    """Divides the logits before sampling."""
+    top_k: int = 0
+    """Sample among the K likeliest tokens; 0: all."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens that hold this mass."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Compute type."""
+    seed: int = 0
+    """Decides the samples."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "max_prompts", "max_new_tokens")
+        at_least(self, 8, "max_len")
+        at_least(self, 1e-3, "temperature")
+        at_least(self, 0, "top_k", "seed")
+        within(self, 1e-6, 1.0, "top_p")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    base: ModelConfig = field(default_factory=ModelConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    output: str = ""
+    """The .jsonl file to write."""
+    overwrite: bool = False
+    """Replace `output` if it is there."""
     group_size: int = 8
     """Answers to each prompt."""
     write: Literal["best", "threshold", "pairs"] = "best"
-    """The best answer to each prompt (SFT file), all that reach `threshold` (SFT file), or best against worst
-    (preference file)."""
+    """The best answer to each prompt (best of N, for SFT), the best answers that reach `threshold` (rejection
+    sampling, for SFT), or best against worst (for the reward model and `prefer`)."""
     threshold: float | None = None
     """Lowest score of an answer that is kept; for pairs, lowest distance of the two scores."""
-    max_per_prompt: int = 4
+    max_per_prompt: int = 1
     """Answers kept of one prompt with `--write threshold`."""
+
+    def __post_init__(self) -> None:
+        require(self.sampler, "model", "prompts")
+        self.scoring.require()
+        require(self, "output")
+        at_least(self, 1, "group_size", "max_per_prompt")
+        if self.write == "threshold" and self.threshold is None:
+            raise UserError("--write threshold needs a threshold", fix="give --threshold")
+        if self.write == "pairs" and self.group_size < 2:
+            raise UserError("a pair needs two answers, and group_size is 1", fix="--group_size 8")

@@ -45,6 +45,14 @@ def merged(model: nn.Module) -> nn.Module:
     return cast(nn.Module, copy.deepcopy(model).merge_and_unload())
 
 
+@contextmanager
+def base_weights(model: nn.Module) -> Iterator[None]:
+    """Inside, the adapters are off: the model is what it was before LoRA."""
+    assert isinstance(model, PeftModel)
+    with model.disable_adapter():
+        yield
+
+
 def adapter_base(folder: str) -> str | None:
     """The base model that an adapter folder names, None if the folder holds no adapter."""
     path = Path(folder) / "adapter_config.json"

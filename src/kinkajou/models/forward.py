@@ -66,6 +66,11 @@ class PackedModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
+    @property
+    def width(self) -> int:
+        """Channels of the hidden states that the head reads."""
+        return int(self.inner.get_output_embeddings().weight.shape[1])
+
     def hidden(self, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         """Last hidden states after the final norm.  (1, n), (1, n) -> (n, c)."""
         out = self.inner.base_model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)

@@ -10,3 +10,10 @@ def init_scalar_head(head: nn.Linear, *, seed: int) -> None:
     width = head.in_features
     with torch.no_grad():
         head.weight.copy_(torch.randn(1, width, generator=generator) / (width + 1))
+
+
+def scalar_head(width: int, *, seed: int) -> nn.Linear:
+    """A fresh head for a trunk of that width."""
+    head = nn.Linear(width, 1, bias=False)
+    init_scalar_head(head, seed=seed)
+    return head

@@ -1,29 +1,37 @@
-"""What PPO works with: four models, two optimisers, an engine, judges and prompts, loaded and checked."""
+"""What reinforcement learning works with: models, optimisers, an engine, judges and prompts, loaded and checked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kinkajou.batch import Sampling, TokenBatch
-from kinkajou.config import PPOConfig
+from kinkajou.config import PPOConfig, RLConfig
 from kinkajou.data.chat import ChatFormat
 from kinkajou.data.loader import Shuffle, share
 from kinkajou.data.sources import Prompt
-from kinkajou.data.tokenizer import load_tokenizer
 from kinkajou.engine.engine import Engine, LocalEngine
 from kinkajou.errors import UserError
-from kinkajou.models.forward import LanguageModel
+from kinkajou.models.adapters import base_weights
+from kinkajou.models.forward import ActorCritic, LanguageModel, TokenScores
+from kinkajou.models.heads import scalar_head
 from kinkajou.models.load import LoadOptions, find_model, load_language_model, load_scalar_model, save_model
 from kinkajou.parallel.strategy import Strategy
-from kinkajou.rewards.judges import Judge, ModelJudge, RuleJudge
-from kinkajou.rewards.rules import parse_rule
+from kinkajou.rewards.judges import Judge
+from kinkajou.rewards.load import load_judge, reward_model_folder
 from kinkajou.train import setup
-from kinkajou.train.inputs import PPOInputs
+from kinkajou.train.averages import MovingAverage
+from kinkajou.train.inputs import RLInputs
 from kinkajou.train.optim import adamw, save_optimizers
 from kinkajou.train.sft import collate
+from kinkajou.train.state import RLState, save_state
+
+Reference = Callable[[TokenBatch], Tensor]
+"""This rank's rows -> log-probabilities under the reference, (b, t)."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +43,12 @@ class Task:
 
 
 @dataclass(frozen=True)
-class PPOParts:
+class RLParts:
     form: ChatFormat
-    policy: nn.Module  # wrapped by the strategy, as is the critic
-    critic: nn.Module
-    reference: LanguageModel
+    policy: nn.Module  # as the strategy wrapped it; an ActorCritic where the trunk is shared
+    language: LanguageModel  # the policy itself
+    reference: Reference | None
     optimizer: Optimizer
-    critic_optimizer: Optimizer
     engine: Engine
     sampling: Sampling
     judge: Judge
@@ -49,58 +56,136 @@ class PPOParts:
     tasks: list[Task]
     held_out: list[Task]
     order: Shuffle
-    ptx: Callable[[int, int], TokenBatch] | None  # (step, number of the update) -> this rank's chats
-    write: Callable[[Path], None]
+    average: MovingAverage | None
+    state: RLState
+    writers: list[Callable[[Path], None]]
+
+    def write(self, folder: Path) -> None:
+        """A checkpoint: the policy as a plain Hugging Face folder, and what else the trainers keep."""
+        for writer in self.writers:
+            writer(folder)
+
+    def weights(self, s: Strategy) -> Iterable[tuple[str, Tensor]]:
+        """The policy's parameters by the names that the engine knows."""
+        for name, param in s.full_params(self.policy):
+            if not name.startswith("head."):
+                yield name.removeprefix("language."), param
 
 
-def load_parts(cfg: PPOConfig, inputs: PPOInputs, s: Strategy) -> PPOParts:
+@dataclass(frozen=True)
+class Critic:
+    model: nn.Module  # as the strategy wrapped it
+    optimizer: Optimizer
+
+
+def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
     say = print if s.rank == 0 else lambda text: None
     form = setup.load_format(cfg.base, (), say)
     tasks = encode_prompts(cfg, inputs.prompts, form, say)
     held_out = encode_prompts(cfg, inputs.held_out, form, say)
     order = Shuffle(len(tasks), cfg.rollout.prompts_per_step, cfg.run.seed)
-    check_divisible(cfg, s)
 
-    options = setup.load_options(cfg.base, cfg.run.seed)
-    frozen = LoadOptions(family=cfg.base.family, dtype=cfg.base.dtype)
     source = find_model(cfg.base.model)
-    policy = load_language_model(source, form.tokenizer, options)
-    reference = load_language_model(source, form.tokenizer, frozen).requires_grad_(False)
+    language = load_language_model(source, form.tokenizer, setup.load_options(cfg.base, cfg.run.seed))
     longest = max(len(task.tokens) for task in (*tasks, *held_out))
-    setup.check_context(policy, longest + cfg.rollout.max_new_tokens)
-    judge = load_judge(cfg.judge.reward, cfg, form, s)
-    gold = load_judge(cfg.judge.gold, cfg, form, s) if cfg.judge.gold else None
-    # `family` speaks of the policy: a reward model may be of another that has the same vocabulary.
-    critic = load_scalar_model(critic_source(cfg), form.tokenizer, replace(options, family=None))
-    policy_wrapped, critic_wrapped = s.wrap(policy), s.wrap(critic)
-    optimizer = adamw(policy, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
-    critic_optimizer = adamw(critic, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
+    setup.check_context(language, longest + cfg.rollout.max_new_tokens)
+    shared = isinstance(cfg, PPOConfig) and cfg.algo.backbone == "shared"
+    actor = ActorCritic(language, scalar_head(language.width, seed=cfg.run.seed)) if shared else language
+    policy = s.wrap(actor)
+    optimizer = adamw(actor, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
+    average = MovingAverage(language, cfg.algo.ema_decay) if cfg.algo.ema_decay else None
+    state = RLState.at_start(cfg, Path(source), say)
 
     def write(folder: Path) -> None:
-        save_model(policy, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save)
+        save_model(language, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save)
+        save_state(state, folder)
+        if average:
+            with average.in_place():
+                save_model(language, form.tokenizer, folder / "ema", end_ids=form.end_ids, lora=cfg.base.lora_save)
         if cfg.run.save_optimizer:
-            save_optimizers({"optimizer": optimizer, "critic_optimizer": critic_optimizer}, folder)
+            save_optimizers({"optimizer": optimizer}, folder)
 
-    return PPOParts(
+    return RLParts(
         form=form,
-        policy=policy_wrapped,
-        critic=critic_wrapped,
-        reference=reference.to(s.device),
+        policy=policy,
+        language=language,
+        reference=load_reference(cfg, source, form, language, s) if needs_reference(cfg) else None,
         optimizer=optimizer,
-        critic_optimizer=critic_optimizer,
-        engine=LocalEngine(policy, end_ids=form.end_ids, pad_id=form.pad_id),
+        engine=LocalEngine(language, end_ids=form.end_ids, pad_id=form.pad_id),
         sampling=Sampling(cfg.rollout.temperature, cfg.rollout.top_k, cfg.rollout.top_p),
-        judge=judge,
-        gold=gold,
+        judge=judge_of(cfg, cfg.judge.reward, form, s),
+        gold=judge_of(cfg, (cfg.judge.gold,), form, s) if cfg.judge.gold else None,
         tasks=tasks,
         held_out=held_out,
         order=order,
-        ptx=ptx_batches(cfg, inputs, form, s, say) if inputs.ptx else None,
-        write=write,
+        average=average,
+        state=state,
+        writers=[write],
     )
 
 
-def encode_prompts(cfg: PPOConfig, prompts: Sequence[Prompt], form: ChatFormat, say: setup.Say) -> list[Task]:
+def judge_of(cfg: RLConfig, specs: Sequence[str], form: ChatFormat, s: Strategy) -> Judge:
+    return load_judge(
+        specs,
+        tokenizer=form.tokenizer,
+        dtype=cfg.base.dtype,
+        device=s.device,
+        tokens_per_microbatch=cfg.optim.tokens_per_microbatch,
+        ensemble_penalty=cfg.judge.ensemble_penalty,
+        timeout_s=cfg.judge.reward_timeout_s,
+        retries=cfg.judge.reward_retries,
+    )
+
+
+def needs_reference(cfg: RLConfig) -> bool:
+    """PPO always reports its KL; a critic-free method without a KL term saves the copy, unless LoRA makes it free."""
+    return isinstance(cfg, PPOConfig) or cfg.kl.kl_coef > 0 or cfg.base.lora_rank > 0
+
+
+def load_reference(cfg: RLConfig, source: str, form: ChatFormat, language: LanguageModel, s: Strategy) -> Reference:
+    """The policy as it starts: its own weights below the adapters with LoRA, else a frozen copy."""
+    sampling = Sampling(cfg.rollout.temperature, cfg.rollout.top_k, cfg.rollout.top_p)
+    if cfg.base.lora_rank:
+
+        def below(batch: TokenBatch) -> Tensor:
+            with base_weights(language.module):
+                return cast(TokenScores, language(batch.tokens, batch.mask, sampling)).logp
+
+        return below
+    options = LoadOptions(family=cfg.base.family, dtype=cfg.base.dtype)
+    frozen = load_language_model(source, form.tokenizer, options).requires_grad_(False).to(s.device)
+
+
+    def apart(batch: TokenBatch) -> Tensor:
+        return cast(TokenScores, frozen(batch.tokens, batch.mask, sampling)).logp
+
+    return apart
+
+
+def load_critic(cfg: PPOConfig, parts: RLParts, s: Strategy) -> Critic | None:
+    """A model of its own, from the reward model where there is one (Ouyang 2022); None where the trunk is shared."""
+    head = "critic.safetensors"
+    if cfg.algo.backbone == "shared":
+        actor = s.unwrap(parts.policy)
+        assert isinstance(actor, ActorCritic)
+        parts.writers.append(lambda folder: save_head(actor, folder / "state" / head))
+        return None
+    source = find_model(cfg.algo.critic or reward_model_folder(cfg.judge.reward) or cfg.base.model)
+    # `family` speaks of the policy: a reward model may be of another that has the same vocabulary.
+    options = replace(setup.load_options(cfg.base, cfg.run.seed), family=None)
+    model = load_scalar_model(source, parts.form.tokenizer, options)
+    critic = Critic(s.wrap(model), adamw(model, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay))
+    if cfg.run.save_optimizer:
+        parts.writers.append(lambda folder: save_optimizers({"critic_optimizer": critic.optimizer}, folder))
+    return critic
+
+
+def save_head(actor: ActorCritic, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    save_file({"score.weight": actor.head.weight.detach().contiguous()}, path)
+
+
+def encode_prompts(cfg: RLConfig, prompts: Sequence[Prompt], form: ChatFormat, say: setup.Say) -> list[Task]:
     """Prompts as tokens; one that leaves no room for an answer is refused, or skipped and counted."""
     room = cfg.base.max_len - cfg.rollout.max_new_tokens
     tasks = [Task(prompt, form.prompt(prompt.messages)) for prompt in prompts]
@@ -116,43 +201,26 @@ def encode_prompts(cfg: PPOConfig, prompts: Sequence[Prompt], form: ChatFormat, 
     return [task for task in tasks if len(task.tokens) <= room]
 
 
-def check_divisible(cfg: PPOConfig, s: Strategy) -> None:
-    """Rollouts fill whole minibatches, and each process has the same share of both."""
-    if cfg.rollout.prompts_per_step % cfg.algo.minibatch_size:
+def check_divisible(cfg: RLConfig, samples: int, s: Strategy) -> None:
+    """Rollouts fill whole minibatches, and each process has the same share of prompts and minibatches."""
+    if samples % cfg.algo.minibatch_size:
+        what = "prompts_per_step" if isinstance(cfg, PPOConfig) else "prompts_per_step x group_size"
         raise UserError(
-            "prompts_per_step must be a multiple of minibatch_size",
-            evidence=f"{cfg.rollout.prompts_per_step} and {cfg.algo.minibatch_size}",
+            f"{what} must be a multiple of minibatch_size",
+            evidence=f"{samples} and {cfg.algo.minibatch_size}",
         )
     share(range(cfg.algo.minibatch_size), rank=s.rank, world=s.world)
-
-
-def critic_source(cfg: PPOConfig) -> str:
-    rule = cfg.judge.reward.startswith("rule:")
-    return find_model(cfg.judge.critic or (cfg.base.model if rule else cfg.judge.reward))
-
-
-def load_judge(spec: str, cfg: PPOConfig, form: ChatFormat, s: Strategy) -> Judge:
-    """A rule by name, or a reward model from a folder; its vocabulary must be the policy's."""
-    if spec.startswith("rule:"):
-        return RuleJudge(parse_rule(spec))
-    source = find_model(spec)
-    tokenizer, _ = load_tokenizer(source)
-    if tokenizer.get_vocab() != form.tokenizer.get_vocab():
-        raise UserError(
-            "policy and reward model have different vocabularies",
-            evidence=f"{len(form.tokenizer)} entries in {cfg.base.model}, {len(tokenizer)} in {spec}",
-            fix="train the reward model from the policy's SFT model, or with its tokenizer",
-        )
-    options = LoadOptions(dtype=cfg.base.dtype)
-    model = load_scalar_model(source, form.tokenizer, options, fresh=False).requires_grad_(False)
-    return ModelJudge(model.to(s.device), tokens_per_microbatch=cfg.optim.tokens_per_microbatch)
+    share(range(cfg.rollout.prompts_per_step), rank=s.rank, world=s.world)
 
 
 def ptx_batches(
-    cfg: PPOConfig, inputs: PPOInputs, form: ChatFormat, s: Strategy, say: setup.Say
-) -> Callable[[int, int], TokenBatch]:
-    rows = setup.encode_chats(inputs.ptx, form, cfg.base.max_len, say)
-    order = Shuffle(len(rows), cfg.algo.ptx_batch_size, cfg.run.seed)
+    cfg: PPOConfig, inputs: RLInputs, form: ChatFormat, s: Strategy
+) -> Callable[[int, int], TokenBatch] | None:
+    """(step, number of the update) -> this rank's chats of the ptx loss; None without one."""
+    if not inputs.ptx:
+        return None
+    rows = setup.encode_chats(inputs.ptx, form, cfg.base.max_len, print if s.rank == 0 else lambda text: None)
+    order = Shuffle(len(rows), cfg.ptx.ptx_batch_size, cfg.run.seed)
     updates = cfg.algo.epochs * cfg.rollout.prompts_per_step // cfg.algo.minibatch_size
 
     def batch(step: int, number: int) -> TokenBatch:

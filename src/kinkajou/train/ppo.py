@@ -1,155 +1,171 @@
 """PPO from human feedback: sample, score, estimate advantages, update policy and critic.
 
 Schulman 2017 (clipped objective), Schulman 2016 (GAE), Ziegler 2019 and Ouyang 2022 (KL to the reference in the
-reward, critic from the reward model, ptx mix).
+reward, adaptive coefficient, critic from the reward model, ptx mix).
 """
 
-import random
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kinkajou.algos import advantages, kl, losses, tensors
 from kinkajou.algos.losses import Loss
-from kinkajou.batch import PPOBatch
+from kinkajou.batch import GRPOBatch, PPOBatch, TokenBatch, ValueBatch
 from kinkajou.config import PPOConfig
 from kinkajou.data.loader import share
 from kinkajou.parallel.strategy import Strategy, make_strategy
-from kinkajou.train.inputs import PPOInputs
-from kinkajou.train.optim import lr_at, set_lr
-from kinkajou.train.parts import PPOParts, load_parts
-from kinkajou.train.rollouts import Sampled, held_out_scores, sample_prompts, sample_rows
+from kinkajou.train.inputs import RLInputs
+from kinkajou.train.parts import Critic, RLParts, check_divisible, load_critic, load_parts, ptx_batches
+from kinkajou.train.policy import correction, kl_term, policy_loss, sample_metrics, set_rate, whitened
+from kinkajou.train.rollouts import Sampled, examine, joined, minibatches, sample_prompts, shaped
 from kinkajou.train.run import Run
 from kinkajou.train.sft import token_loss
 from kinkajou.train.update import Objective, in_parts, update
 
 SHOWN = ("score", "kl_ref", "eval_gold", "response_length", "ended")
+Ptx = Callable[[int, int], TokenBatch] | None
+LossFn = Callable[[nn.Module, Any, Tensor], Loss]
 
 
-def train_ppo(cfg: PPOConfig, inputs: PPOInputs) -> Path:
+def train_ppo(cfg: PPOConfig, inputs: RLInputs) -> Path:
     """Trains the policy against the judge; returns the folder of the checkpoint to use (best, else last)."""
     s = make_strategy(cfg.run.strategy)
+    check_divisible(cfg, cfg.rollout.prompts_per_step, s)
     parts = load_parts(cfg, inputs, s)
+    critic, ptx = load_critic(cfg, parts, s), ptx_batches(cfg, inputs, parts.form, s)
     run = Run("ppo", cfg, s, total=cfg.algo.steps, shown=SHOWN)
-    if parts.held_out:
-        keep_best(run, cfg, parts, held_out_scores(run, cfg, parts))
+    examine(run, cfg, parts)
     for step in run.steps():
-        lr, critic_lr = set_rates(cfg, parts, step)
+        metrics = set_rates(cfg, parts, critic, step)
         with run.phase("rollout"):
-            sampled = sample_prompts(cfg, parts, parts.order.batch(step - 1), step, s)
+            sampled = sample_prompts(run, cfg, parts, parts.order.batch(step - 1))
         run.count_tokens("rollout", sampled.rollout.mask)
         with run.phase("score"):
-            batch, metrics = score(cfg, parts, sampled, s)
+            batch, found = score(cfg, parts, critic, sampled, s)
         run.count_tokens("score", sampled.rollout.lengths)
         with run.phase("update"):
-            metrics |= improve(cfg, parts, joined(batch, s), step, s)
+            metrics |= found | improve(cfg, parts, critic, ptx, joined(batch, s), step, s)
         run.count_tokens("update", sampled.rollout.lengths * cfg.algo.epochs)
-        parts.engine.load(s.full_params(parts.policy))
-        metrics |= {"lr": lr, "critic_lr": critic_lr}
+        parts.engine.load(parts.weights(s))
+        parts.state.follow(cfg, metrics["kl_ref"], cfg.rollout.prompts_per_step)
         if run.due(cfg.run.sample_every) or step == 1:
-            run.write_samples(sample_rows(sampled, s))
-        if parts.held_out and (run.due(cfg.run.eval_every) or step == run.total):
-            held_out = held_out_scores(run, cfg, parts)
-            metrics |= held_out
-            keep_best(run, cfg, parts, held_out)
+            run.write_samples(sampled.samples[:16])
+        if run.due(cfg.run.eval_every) or step == run.total:
+            metrics |= examine(run, cfg, parts)
         run.log(metrics)
         if run.due(cfg.run.save_every):
             run.save(parts.write)
     return run.finish(parts.write)
 
 
-def score(cfg: PPOConfig, parts: PPOParts, sampled: Sampled, s: Strategy) -> tuple[PPOBatch, dict[str, float]]:
+def score(
+    cfg: PPOConfig, parts: RLParts, critic: Critic | None, sampled: Sampled, s: Strategy
+) -> tuple[PPOBatch, dict[str, float]]:
     """Log-probabilities, values, rewards and advantages of this rank's rollouts: all that an update reads."""
-    rollout, budget, sampling = sampled.rollout, cfg.optim.tokens_per_microbatch, parts.sampling
-    mask, policy, critic = rollout.mask, s.unwrap(parts.policy), s.unwrap(parts.critic)
-    logp = in_parts(rollout, budget, lambda b: policy(b.tokens, b.mask, sampling).logp)
-    ref_logp = in_parts(rollout, budget, lambda b: parts.reference(b.tokens, b.mask, sampling).logp)
-    values = in_parts(rollout, budget, lambda b: critic(b.tokens, b.mask, at="targets"))
-    scores = sampled.scores - cfg.algo.missing_end_penalty * ~rollout.ended
-    kl_ref = kl.k1(logp, ref_logp)
-    rewards = advantages.token_rewards(scores, kl_ref, mask, kl_coef=cfg.algo.kl_coef)
-    raw, returns = advantages.gae(rewards, values, mask, gamma=cfg.algo.gamma, lam=cfg.algo.lam)
-    batch = PPOBatch(rollout.tokens, mask, logp, tensors.whiten(raw, mask, all_sum=s.all_sum), values, returns)
-
-    def per_sample(x: Tensor) -> float:
-        return tensors.masked_mean(x, torch.ones_like(scores, dtype=torch.bool), all_sum=s.all_sum).item()
-
-    variance = tensors.explained_variance(values, returns, mask, all_sum=s.all_sum)
+    rollout, budget, sampling = sampled.rollout.widen(1), cfg.optim.tokens_per_microbatch, parts.sampling
+    mask, longest, coefficient = rollout.mask, cfg.rollout.max_new_tokens, parts.state.kl_coef
+    value_mask = advantages.extended(mask, longest) if cfg.numerics.score_at == "after_last" else mask
+    logp = in_parts(rollout, budget, lambda b: parts.language(b.tokens, b.mask, sampling).logp)
+    assert parts.reference  # PPO always has one
+    ref_logp = in_parts(rollout, budget, parts.reference)
+    values = in_parts(TokenBatch(rollout.tokens, value_mask), budget, values_of(parts, critic, s))
+    scores, in_reward = shaped(cfg, rollout), coefficient if cfg.kl.kl_in == "reward" else 0.0
+    kl_reward = kl_term(cfg, logp, ref_logp)
+    if cfg.algo.advantage == "bandit":
+        raw, returns = advantages.bandit(scores, kl_reward, values, mask, kl_coef=in_reward)
+        rewards = (scores - in_reward * (kl_reward * mask).sum(1) / mask.sum(1))[:, None]
+        value_mask = advantages.only_first(mask)
+    else:
+        where = advantages.last_target(value_mask)
+        rewards = advantages.token_rewards(scores, kl_reward, mask, kl_coef=in_reward, at=where)
+        if cfg.numerics.whiten_rewards:
+            rewards = whitened(cfg, rewards, value_mask, s, keep_mean=True)
+        step = partial(advantages.gae, rewards, values, value_mask, gamma=cfg.algo.gamma)
+        raw, returns = step(lam=cfg.algo.lam)
+        if cfg.algo.lam_critic is not None:  # decoupled GAE (Yuan 2025, VC-PPO)
+            _, returns = step(lam=cfg.algo.lam_critic)
+    normal = whitened(cfg, raw, mask, s) if cfg.numerics.whiten_advantages else raw * mask
+    weights, worst = correction(cfg, rollout.sampler_logp, logp, mask, s)
+    trained = mask & rollout.ended[:, None] if cfg.shaping.mask_truncated else mask
+    batch = PPOBatch(rollout.tokens, trained, logp, ref_logp, normal, weights, value_mask, values, returns)
+    variance = tensors.explained_variance(values, returns, value_mask, all_sum=s.all_sum)
     return batch, {
-        "score": per_sample(sampled.scores),
-        "reward": per_sample(rewards.sum(1)),
-        "kl_ref": per_sample((kl_ref * mask).sum(1)),
-        "response_length": per_sample(mask.sum(1).float()),
-        "ended": per_sample(rollout.ended.float()),
+        **sample_metrics(sampled, rewards.sum(1), logp[:, :-1], kl.k1(logp, ref_logp)[:, :-1], s),
+        "kl_coef": coefficient,
         "explained_variance": variance.item(),
-        "engine_gap": tensors.masked_mean((rollout.sampler_logp - logp).abs(), mask, all_sum=s.all_sum).item(),
+        "engine_gap_max": worst,
     }
 
 
-def joined(batch: PPOBatch, s: Strategy) -> PPOBatch:
-    """All ranks' rollouts in the order of one process, so that minibatches do not depend on the world size."""
-    widest = max(cast(list[int], s.gather([batch.mask.shape[1]])))
-    return batch.widen(widest - batch.mask.shape[1]).map(s.all_rows)
+def values_of(parts: RLParts, critic: Critic | None, s: Strategy) -> Callable[[TokenBatch], Tensor]:
+    """Rows -> values before each counting target."""
+    if critic:
+        model = s.unwrap(critic.model)
+        return lambda b: model(b.tokens, b.mask, at="targets")
+    actor = s.unwrap(parts.policy)
+    return lambda b: actor(b.tokens, torch.zeros_like(b.mask), b.mask).values
 
 
-def improve(cfg: PPOConfig, parts: PPOParts, batch: PPOBatch, step: int, s: Strategy) -> dict[str, float]:
+def improve(
+    cfg: PPOConfig, parts: RLParts, critic: Critic | None, ptx: Ptx, batch: PPOBatch, step: int, s: Strategy
+) -> dict[str, float]:
     """Several epochs over shuffled minibatches of all ranks' rollouts; means of what `update` reports."""
     algo = cfg.algo
     step_on = partial(update, s, tokens_per_microbatch=cfg.optim.tokens_per_microbatch, max_norm=cfg.optim.max_norm)
-
-    def policy_loss(model: nn.Module, b: PPOBatch, count: Tensor) -> Loss:
-        new = model(b.tokens, b.mask, parts.sampling)
-        loss = losses.clipped_surrogate(
-            new.logp, b.old_logp, b.advantages, b.mask, count, low=algo.clip, high=algo.clip
-        )
-        return Loss(loss.value, loss.metrics | {"entropy": new.entropy.sum() / count})
-
-    def value_loss(model: nn.Module, b: PPOBatch, count: Tensor) -> Loss:
-        values = model(b.tokens, b.mask, at="targets")
-        return losses.clipped_value_loss(values, b.old_values, b.returns, b.mask, count, clip=algo.value_clip)
-
+    actor_loss, value_loss, shared_loss = losses_of(cfg, parts)
     history: list[dict[str, float]] = []
     for number, rows in enumerate(minibatches(cfg, len(batch), step)):
         mine = batch.select(torch.tensor(share(rows, rank=s.rank, world=s.world)))
-        objectives = [Objective(mine, policy_loss, 1 - algo.ptx_coef if parts.ptx else 1.0, "policy_loss")]
-        if parts.ptx:
-            ptx = parts.ptx(step, number)
-            objectives.append(Objective(ptx, token_loss, algo.ptx_coef, "ptx_loss"))
-        actor = step_on(parts.policy, parts.optimizer, objectives)
-        value = [Objective(mine, value_loss, name="value_loss")]
-        critic = step_on(parts.critic, parts.critic_optimizer, value)
-        history.append(actor | {k: v for k, v in critic.items() if k != "grad_norm"})
-        history[-1]["critic_grad_norm"] = critic["grad_norm"]
+        found: dict[str, float] = {}
+        if critic:
+            value = Objective(mine.for_critic(), value_loss, name="value_loss")
+            found = step_on(critic.model, critic.optimizer, [value])
+            found["critic_grad_norm"] = found.pop("grad_norm")
+        if step > algo.critic_warmup:
+            rows_of, loss_fn = (mine.for_policy(), actor_loss) if critic else (mine, shared_loss)
+            objectives = [Objective(rows_of, loss_fn, 1 - cfg.ptx.ptx_coef if ptx else 1.0, "policy_loss")]
+            if ptx:
+                objectives.append(Objective(ptx(step, number), token_loss, cfg.ptx.ptx_coef, "ptx_loss"))
+            found |= step_on(parts.policy, parts.optimizer, objectives)
+            if parts.average:
+                parts.average.follow()
+        history.append(found)
+        if algo.stop_kl and found.get("kl_old", 0.0) > algo.stop_kl:
+            break
     means = {name: fmean(row[name] for row in history) for name in history[0]}
-    return means | {"first_ratio": history[0]["ratio"]}
+    first = {"first_ratio": history[0]["ratio"]} if "ratio" in history[0] else {}
+    return means | first | {"updates": float(len(history))}
 
 
-def minibatches(cfg: PPOConfig, rows: int, step: int) -> Iterator[list[int]]:
-    """Row numbers of each minibatch, epoch after epoch: a function of (seed, step), the same on all ranks."""
-    for epoch in range(cfg.algo.epochs):
-        order = list(range(rows))
-        random.Random(f"{cfg.run.seed}/{step}/{epoch}").shuffle(order)
-        for start in range(0, rows, cfg.algo.minibatch_size):
-            yield order[start : start + cfg.algo.minibatch_size]
+def losses_of(cfg: PPOConfig, parts: RLParts) -> tuple[LossFn, LossFn, LossFn]:
+    """The policy's loss, the critic's, and both over one trunk."""
+    coefficient, clip = parts.state.kl_coef, cfg.algo.value_clip
+
+    def actor_loss(model: nn.Module, b: GRPOBatch, count: Tensor) -> Loss:
+        return policy_loss(cfg, model(b.tokens, b.mask, parts.sampling), b, count, kl_coef=coefficient)
+
+    def value_loss(model: nn.Module, b: ValueBatch, count: Tensor) -> Loss:
+        values = model(b.tokens, b.mask, at="targets")
+        return losses.clipped_value_loss(values, b.old_values, b.returns, b.mask, count, clip=clip)
+
+    def shared_loss(model: nn.Module, b: PPOBatch, count: Tensor) -> Loss:
+        new = model(b.tokens, b.mask, b.value_mask, parts.sampling)
+        actor = policy_loss(cfg, new, b, count[:2], kl_coef=coefficient)
+        value = losses.clipped_value_loss(new.values, b.old_values, b.returns, b.value_mask, count[2], clip=clip)
+        metrics = actor.metrics | value.metrics | {"value_loss": value.value}
+        return Loss(actor.value + cfg.algo.vf_coef * value.value, metrics)
+
+    return actor_loss, value_loss, shared_loss
 
 
-def set_rates(cfg: PPOConfig, parts: PPOParts, step: int) -> tuple[float, float]:
-    peaks = (cfg.optim.lr, cfg.optim.lr if cfg.algo.critic_lr is None else cfg.algo.critic_lr)
-    policy_lr, critic_lr = (
-        lr_at(step - 1, cfg.algo.steps, peak=peak, warmup=cfg.optim.warmup, schedule=cfg.optim.schedule)
-        for peak in peaks
-    )
-    set_lr(parts.optimizer, policy_lr)
-    set_lr(parts.critic_optimizer, critic_lr)
-    return policy_lr, critic_lr
-
-
-def keep_best(run: Run, cfg: PPOConfig, parts: PPOParts, held_out: dict[str, float]) -> None:
-    if cfg.judge.keep_best != "none":
-        metric = f"eval_{cfg.judge.keep_best}"
-        run.save_if_best(metric, held_out[metric], parts.write)
+def set_rates(cfg: PPOConfig, parts: RLParts, critic: Critic | None, step: int) -> dict[str, float]:
+    rates = {"lr": set_rate(cfg, parts, step, cfg.optim.lr, parts.optimizer)}
+    if critic:
+        peak = cfg.optim.lr if cfg.algo.critic_lr is None else cfg.algo.critic_lr
+        rates["critic_lr"] = set_rate(cfg, parts, step, peak, critic.optimizer)
+    return rates

@@ -1,43 +1,64 @@
 """Sampling answers to prompts and having them judged, for training and on held-out prompts."""
 
-from collections.abc import Sequence
+import json
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from kinkajou.algos.kl import k1
+from kinkajou.algos.groups import overlong_penalty, zero_spread
+from kinkajou.algos.kl import bounded, k1
 from kinkajou.algos.tensors import masked_mean
-from kinkajou.batch import Rollout
-from kinkajou.config import PPOConfig
+from kinkajou.batch import Rollout, ScoredRollout, TokenBatch
+from kinkajou.config import GRPOConfig, RLConfig
 from kinkajou.data.chat import ChatFormat
 from kinkajou.data.loader import share
 from kinkajou.engine.sampling import derive_seed
+from kinkajou.errors import UserError
 from kinkajou.parallel.strategy import Strategy
+from kinkajou.rewards.judges import Verdict
 from kinkajou.rewards.rules import Answer
-from kinkajou.train.parts import PPOParts, Task
+from kinkajou.train.parts import RLParts, Task
 from kinkajou.train.run import Run
 from kinkajou.train.update import in_parts
+
+B = TypeVar("B", bound=TokenBatch)
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """This rank's answers with their scores."""
+    """This rank's judged answers, those to one prompt after one another."""
 
-    rollout: Rollout
-    answers: list[Answer]
-    scores: Tensor  # (b,) float32
+    rollout: ScoredRollout
+    samples: list[dict[str, Any]]  # all ranks' answers as rows of `samples.jsonl`
+    metrics: dict[str, float]
 
 
-def sample_prompts(cfg: PPOConfig, parts: PPOParts, batch: Sequence[int], step: int, s: Strategy) -> Sampled:
-    """Answers this rank's share of the batch; the seed of each is (run seed, step, prompt)."""
+def sample_prompts(run: Run, cfg: RLConfig, parts: RLParts, batch: Sequence[int]) -> Sampled:
+    """One answer, or a group of them, to each of this rank's prompts of the batch.
+
+    The seed of each is (run seed, step, prompt), with its number in the group where there is one.
+    """
+    s = run.strategy
     mine = share(batch, rank=s.rank, world=s.world)
-    seeds = [derive_seed(cfg.run.seed, step, i) for i in mine]
-    return answer([parts.tasks[i] for i in mine], seeds, cfg, parts)
+    size = cfg.algo.group_size if isinstance(cfg, GRPOConfig) else 1
+    wanted = [(i, (k,) if isinstance(cfg, GRPOConfig) else ()) for i in mine for k in range(size)]
+    seeds = [derive_seed(cfg.run.seed, run.step, i, *number) for i, number in wanted]
+    tasks = [parts.tasks[i] for i, _ in wanted]
+    rollout, answers = generate(tasks, seeds, cfg, parts)
+    verdict = judged(run, parts, answers, rollout)
+    scored = ScoredRollout(rollout.tokens, rollout.mask, rollout.sampler_logp, rollout.ended, verdict.scores)
+    details = {name: mean_over_samples(x, s) for name, x in verdict.details.items()}
+    return Sampled(scored, sample_rows(answers, verdict, s, size), details)
 
 
-def answer(tasks: Sequence[Task], seeds: Sequence[int], cfg: PPOConfig, parts: PPOParts) -> Sampled:
+def generate(
+    tasks: Sequence[Task], seeds: Sequence[int], cfg: RLConfig, parts: RLParts
+) -> tuple[Rollout, list[Answer]]:
     rollout = parts.engine.generate(
         [task.tokens for task in tasks],
         parts.sampling,
@@ -48,14 +69,135 @@ def answer(tasks: Sequence[Task], seeds: Sequence[int], cfg: PPOConfig, parts: P
         Answer(task.prompt, text, bool(ended))
         for task, text, ended in zip(tasks, texts(rollout, parts.form), rollout.ended, strict=True)
     ]
-    return Sampled(rollout, answers, parts.judge(answers, rollout))
+    return rollout, answers
+
+
+def judged(run: Run, parts: RLParts, answers: Sequence[Answer], rollout: Rollout) -> Verdict:
+    """The judge's scores.  If they cannot be had, nothing is lost: answers and weights are written before the stop."""
+    verdict, fault = None, None
+    try:
+        verdict = parts.judge(answers, rollout)
+    except UserError as found:  # told below, once every rank knows
+        fault = found
+    failed = run.strategy.all_sum(torch.tensor(float(fault is not None), device=rollout.tokens.device))
+    if verdict is not None and not failed:
+        return verdict
+    path = keep_unscored(run, answers, rollout)
+    if run.step > 1:
+        run.step -= 1  # the weights are those that the step before left
+        run.save(parts.write)
+    fault = fault or UserError("the judge of another process failed", exit_code=5)
+    evidence = "; ".join(filter(None, (fault.evidence, f"{len(answers)} answers without a score are kept in {path}")))
+    raise UserError(fault.problem, evidence=evidence, fix=fault.fix, exit_code=fault.exit_code)
+
+
+def keep_unscored(run: Run, answers: Sequence[Answer], rollout: Rollout) -> Path:
+    """Writes this rank's answers with tokens and log-probabilities, one a line."""
+    path = run.folder / f"unscored-{run.step:06d}-{run.strategy.rank}.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for answer, tokens, mask, logp in zip(answers, rollout.tokens, rollout.mask, rollout.sampler_logp, strict=True):
+            row = {
+                "prompt": answer.prompt.messages[-1].content,
+                "response": answer.text,
+                "ended": answer.ended,
+                "tokens": tokens[1:][mask].tolist(),
+                "sampler_logp": logp[mask].tolist(),
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return path
+
+
+def regrouped(found: Sequence[tuple[ScoredRollout, list[dict[str, Any]]]], wanted: int, size: int) -> list[int]:
+    """Numbers of the groups to train on: those whose scores differ, in order; equal ones fill up what is missing."""
+    scores = torch.cat([rollout.scores for rollout, _ in found]).view(-1, size)
+    flat = zero_spread(scores).tolist()
+    chosen = [i for i, same in enumerate(flat) if not same][:wanted]
+    spare = [i for i, same in enumerate(flat) if same]
+    return sorted([*chosen, *spare[: wanted - len(chosen)]])
+
+
+def sample_groups(run: Run, cfg: GRPOConfig, parts: RLParts) -> Sampled:
+    """DAPO's dynamic sampling (Yu 2025, section 3.2): further prompts replace groups whose scores are all equal.
+
+    At most 1 + `dynamic_sampling` rounds; what is then still missing is filled by such groups.
+    """
+    s, size, wanted = run.strategy, cfg.algo.group_size, cfg.rollout.prompts_per_step
+    found: list[tuple[ScoredRollout, list[dict[str, Any]]]] = []
+    useful = 0
+    for _ in range(1 + cfg.algo.dynamic_sampling):
+        sampled = sample_prompts(run, cfg, parts, parts.order.batch(parts.state.batches))
+        parts.state.batches += 1
+        whole = joined(sampled.rollout, s, size) if cfg.algo.dynamic_sampling else sampled.rollout
+        found.append((whole, sampled.samples))
+        useful += int((~zero_spread(whole.scores.view(-1, size))).sum())
+        if not cfg.algo.dynamic_sampling or useful >= wanted:
+            break
+    if len(found) == 1:
+        return sampled
+    groups = regrouped(found, wanted, size)
+    rows = [group * size + k for group in groups[s.rank :: s.world] for k in range(size)]
+    everything = together([rollout for rollout, _ in found])
+    samples = [row for _, part in found for row in part]
+    picked = [samples[group * size + k] for group in groups for k in range(size)]
+    metrics = sampled.metrics | {"sampling_rounds": float(len(found))}
+    return Sampled(everything.select(torch.tensor(rows, device=everything.tokens.device)), picked, metrics)
+
+
+def together(parts: Sequence[B]) -> B:
+    """Batches below one another, padded to the widest."""
+    widest = max(part.mask.shape[1] for part in parts)
+    wide = [part.widen(widest - part.mask.shape[1]) for part in parts]
+    columns = zip(*(vars(part).values() for part in wide), strict=True)
+    return type(parts[0])(*(torch.cat(column) for column in columns))
+
+
+def joined(batch: B, s: Strategy, group: int = 1) -> B:
+    """All ranks' rows in the order of one process, so that minibatches do not depend on the world size."""
+    widest = max(cast(list[int], s.gather([batch.mask.shape[1]])))
+    wide = batch.widen(widest - batch.mask.shape[1])
+    return wide.map(lambda x: s.all_rows(x.view(-1, group, *x.shape[1:])).flatten(0, 1))
+
+
+def minibatches(cfg: RLConfig, rows: int, step: int) -> Iterator[list[int]]:
+    """Row numbers of each minibatch, epoch after epoch: a function of (seed, step), the same on all ranks."""
+    for epoch in range(cfg.algo.epochs):
+        order = list(range(rows))
+        random.Random(f"{cfg.run.seed}/{step}/{epoch}").shuffle(order)
+        for start in range(0, rows, cfg.algo.minibatch_size):
+            yield order[start : start + cfg.algo.minibatch_size]
+
+
+def shaped(cfg: RLConfig, rollout: ScoredRollout) -> Tensor:
+    """Scores as training sees them: bounded, less the penalties for no end and for length.  (b,)."""
+    shaping, longest = cfg.shaping, cfg.rollout.max_new_tokens
+    scores = bounded(rollout.scores, cfg.numerics.score_clip) - shaping.missing_end_penalty * ~rollout.ended
+    buffer = max(1, round(shaping.overlong_share * longest)) if shaping.overlong_share else 0
+    if buffer:
+        lengths = rollout.mask.sum(1)
+        scores = scores + shaping.overlong_penalty * overlong_penalty(lengths, longest, buffer)
+    return scores
+
+
+def mean_over_samples(x: Tensor, s: Strategy) -> float:
+    return masked_mean(x, torch.ones_like(x, dtype=torch.bool), all_sum=s.all_sum).item()
 
 
 def texts(rollout: Rollout, form: ChatFormat) -> list[str]:
     return [form.answer(row[1:][mask].tolist()) for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
 
 
-def held_out_scores(run: Run, cfg: PPOConfig, parts: PPOParts) -> dict[str, float]:
+def examine(run: Run, cfg: RLConfig, parts: RLParts) -> dict[str, float]:
+    """Scores on the held-out prompts, if there are any; the best checkpoint so far is kept where that is asked for."""
+    if not parts.held_out:
+        return {}
+    found = held_out_scores(run, cfg, parts)
+    if cfg.judge.keep_best != "none":
+        metric = f"eval_{cfg.judge.keep_best}"
+        run.save_if_best(metric, found[metric], parts.write)
+    return found
+
+
+def held_out_scores(run: Run, cfg: RLConfig, parts: RLParts) -> dict[str, float]:
     """Mean score (and gold score if there is a gold judge) over the held-out prompts; the seeds never change.
 
     `eval_score_se` is the mean's standard error, `eval_kl_ref` in nats an answer. `eval_ref_nll`, the answers'
@@ -64,43 +206,38 @@ def held_out_scores(run: Run, cfg: PPOConfig, parts: PPOParts) -> dict[str, floa
     s = run.strategy
     mine = range(s.rank, len(parts.held_out), s.world)
     seeds = [derive_seed(cfg.run.seed, "held out", i) for i in mine]
-    sampled = answer([parts.held_out[i] for i in mine], seeds, cfg, parts)
-    every = torch.ones_like(sampled.scores, dtype=torch.bool)
-
-    def mean(x: Tensor) -> float:
-        return masked_mean(x, every, all_sum=s.all_sum).item()
-
-    rollout = sampled.rollout
-    ref_logp = in_parts(
-        rollout,
-        cfg.optim.tokens_per_microbatch,
-        lambda b: parts.reference(b.tokens, b.mask, parts.sampling).logp,
-    )
-    score = mean(sampled.scores)
-    spread = mean((sampled.scores - score) ** 2) / len(parts.held_out)
+    rollout, answers = generate([parts.held_out[i] for i in mine], seeds, cfg, parts)
+    scores = judged(run, parts, answers, rollout).scores
+    score = mean_over_samples(scores, s)
+    spread = mean_over_samples((scores - score) ** 2, s) / len(parts.held_out)
     found = {
         "eval_score": score,
         "eval_score_se": spread**0.5,
-        "eval_ended": mean(rollout.ended.float()),
-        "eval_kl_ref": mean(k1(rollout.sampler_logp, ref_logp).sum(1)),
-        "eval_ref_nll": -masked_mean(ref_logp, rollout.mask, all_sum=s.all_sum).item(),
+        "eval_ended": mean_over_samples(rollout.ended.float(), s),
+        "eval_length": mean_over_samples(rollout.mask.sum(1).float(), s),
     }
+    if parts.reference:
+        ref_logp = in_parts(rollout, cfg.optim.tokens_per_microbatch, parts.reference)
+        found["eval_kl_ref"] = mean_over_samples(k1(rollout.sampler_logp, ref_logp).sum(1), s)
+        found["eval_ref_nll"] = -masked_mean(ref_logp, rollout.mask, all_sum=s.all_sum).item()
     if parts.gold:
-        found["eval_gold"] = mean(parts.gold(sampled.answers, sampled.rollout))
+        found["eval_gold"] = mean_over_samples(parts.gold(answers, rollout).scores, s)
     if run.step == 0:
         run.log(found)
     return found
 
 
-def sample_rows(sampled: Sampled, s: Strategy, limit: int = 16) -> list[dict[str, Any]]:
-    """The first answers of the step as rows of `samples.jsonl`."""
+def sample_rows(answers: Sequence[Answer], verdict: Verdict, s: Strategy, group: int) -> list[dict[str, Any]]:
+    """The step's answers of all ranks as rows of `samples.jsonl`."""
+    columns = {"score": verdict.scores, **verdict.details}
     rows = [
         {
             "prompt": answer.prompt.messages[-1].content,
             "response": answer.text,
-            "score": round(score, 5),
+            **{name: round(float(x[i]), 5) for name, x in columns.items()},
             "ended": answer.ended,
         }
-        for answer, score in zip(sampled.answers, sampled.scores.tolist(), strict=True)
+        for i, answer in enumerate(answers)
     ]
-    return s.gather(rows)[:limit]  # type: ignore[return-value]
+    groups = [rows[i : i + group] for i in range(0, len(rows), group)]
+    return [row for part in cast(list[list[dict[str, Any]]], s.gather(groups)) for row in part]

@@ -1,0 +1,135 @@
+"""Critic-free reinforcement learning: answers to the same prompt are compared with each other.
+
+GRPO (Shao 2024), Dr. GRPO (Liu 2025), DAPO (Yu 2025), GSPO (Zheng 2025), CISPO (MiniMax 2025), SAPO (Gao 2025), RLOO
+(Ahmadian 2024), REINFORCE++ (Hu 2025), REINFORCE (Williams 1992): one loop, and a row of settings for each
+(config/dialects.py).
+"""
+
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import Tensor, nn
+
+from kinkajou.algos import advantages, kl
+from kinkajou.algos.groups import group_advantages, zero_spread
+from kinkajou.algos.losses import Loss
+from kinkajou.batch import GRPOBatch
+from kinkajou.config import GRPOConfig
+from kinkajou.data.loader import share
+from kinkajou.parallel.strategy import Strategy, make_strategy
+from kinkajou.train.inputs import RLInputs
+from kinkajou.train.parts import RLParts, check_divisible, load_parts
+from kinkajou.train.policy import correction, kl_term, policy_loss, sample_metrics, set_rate, whitened
+from kinkajou.train.rollouts import (
+    Sampled,
+    examine,
+    joined,
+    mean_over_samples,
+    minibatches,
+    sample_groups,
+    shaped,
+)
+from kinkajou.train.run import Run
+from kinkajou.train.update import Objective, in_parts, update
+
+SHOWN = ("score", "kl_ref", "eval_gold", "zero_spread", "response_length", "ended")
+
+
+def train_grpo(cfg: GRPOConfig, inputs: RLInputs) -> Path:
+    """Trains the policy against the judge; returns the folder of the checkpoint to use (best, else last)."""
+    s = make_strategy(cfg.run.strategy)
+    samples = cfg.rollout.prompts_per_step * cfg.algo.group_size
+    check_divisible(cfg, samples, s)
+    parts = load_parts(cfg, inputs, s)
+    run = Run("grpo", cfg, s, total=cfg.algo.steps, shown=SHOWN)
+    examine(run, cfg, parts)
+    for step in run.steps():
+        metrics = {"lr": set_rate(cfg, parts, step, cfg.optim.lr, parts.optimizer)}
+        with run.phase("rollout"):
+            sampled = sample_groups(run, cfg, parts)
+        run.count_tokens("rollout", sampled.rollout.mask)
+        with run.phase("score"):
+            batch, found = score(cfg, parts, sampled, s)
+        run.count_tokens("score", sampled.rollout.lengths)
+        with run.phase("update"):
+            metrics |= found | improve(cfg, parts, joined(batch, s, cfg.algo.group_size), step, s)
+        run.count_tokens("update", sampled.rollout.lengths * cfg.algo.epochs)
+        parts.engine.load(parts.weights(s))
+        parts.state.follow(cfg, metrics.get("kl_ref", 0.0), samples)
+        if run.due(cfg.run.sample_every) or step == 1:
+            run.write_samples(sampled.samples[:16])
+        if run.due(cfg.run.eval_every) or step == run.total:
+            metrics |= examine(run, cfg, parts)
+        run.log(metrics)
+        if run.due(cfg.run.save_every):
+            run.save(parts.write)
+    return run.finish(parts.write)
+
+
+def score(cfg: GRPOConfig, parts: RLParts, sampled: Sampled, s: Strategy) -> tuple[GRPOBatch, dict[str, float]]:
+    """Log-probabilities and advantages of this rank's rollouts: all that an update reads."""
+    rollout, budget, sampling = sampled.rollout, cfg.optim.tokens_per_microbatch, parts.sampling
+    mask, algo, coefficient = rollout.mask, cfg.algo, parts.state.kl_coef
+    logp = in_parts(rollout, budget, lambda b: parts.language(b.tokens, b.mask, sampling).logp)
+    ref_logp = in_parts(rollout, budget, parts.reference) if parts.reference else torch.zeros_like(logp)
+    kl_reward = kl_term(cfg, logp, ref_logp) * mask if parts.reference else torch.zeros_like(logp)
+    in_reward = coefficient if cfg.kl.kl_in == "reward" else 0.0
+    scores = shaped(cfg, rollout)
+    compared = partial(
+        group_advantages,
+        size=algo.group_size,
+        baseline=algo.baseline,
+        scale=algo.scale,
+        variance=cfg.numerics.group_variance,
+        eps=cfg.numerics.group_eps,
+        all_sum=s.all_sum,
+    )
+    if algo.returns == "token":
+        rewards = advantages.token_rewards(compared(scores), kl_reward, mask, kl_coef=in_reward)
+        raw = advantages.rewards_to_go(rewards, mask, gamma=1.0)
+    else:
+        raw = compared(scores - in_reward * kl_reward.sum(1))[:, None] * mask
+    normal = whitened(cfg, raw, mask, s) if cfg.numerics.whiten_advantages else raw
+    weights, worst = correction(cfg, rollout.sampler_logp, logp, mask, s)
+    trained = mask & rollout.ended[:, None] if cfg.shaping.mask_truncated else mask
+    flat = zero_spread(scores.view(-1, algo.group_size)).float()
+    return GRPOBatch(rollout.tokens, trained, logp, ref_logp, normal, weights), {
+        **sample_metrics(
+            sampled,
+            scores - in_reward * kl_reward.sum(1),
+            logp,
+            kl.k1(logp, ref_logp) if parts.reference else None,
+            s,
+        ),
+        **({"kl_coef": coefficient} if parts.reference else {}),
+        "zero_spread": mean_over_samples(flat, s),
+        "engine_gap_max": worst,
+    }
+
+
+def improve(cfg: GRPOConfig, parts: RLParts, batch: GRPOBatch, step: int, s: Strategy) -> dict[str, float]:
+    """Epochs over shuffled minibatches of all ranks' rollouts; means of what `update` reports."""
+
+    def loss(model: nn.Module, b: GRPOBatch, count: Tensor) -> Loss:
+        return policy_loss(cfg, model(b.tokens, b.mask, parts.sampling), b, count, kl_coef=parts.state.kl_coef)
+
+    history: list[dict[str, float]] = []
+    for rows in minibatches(cfg, len(batch), step):
+        mine = batch.select(torch.tensor(share(rows, rank=s.rank, world=s.world)))
+        found = update(
+            s,
+            parts.policy,
+            parts.optimizer,
+            [Objective(mine, loss, name="policy_loss")],
+            tokens_per_microbatch=cfg.optim.tokens_per_microbatch,
+            max_norm=cfg.optim.max_norm,
+        )
+        if parts.average:
+            parts.average.follow()
+        history.append(found)
+        if cfg.algo.stop_kl and found["kl_old"] > cfg.algo.stop_kl:
+            break
+    means = {name: fmean(row[name] for row in history) for name in history[0]}
+    return means | {"first_ratio": history[0]["ratio"], "updates": float(len(history))}

@@ -1,0 +1,129 @@
+"""The policy's loss and what is measured beside it: the same for PPO and the critic-free methods."""
+
+import torch
+from torch import Tensor
+
+from kinkajou.algos import kl, losses, tensors
+from kinkajou.algos.losses import Loss
+from kinkajou.batch import GRPOBatch
+from kinkajou.config import ClipConfig, RLConfig, SurrogateConfig
+from kinkajou.models.forward import TokenScores
+from kinkajou.parallel.strategy import Strategy
+from kinkajou.train.optim import lr_at, set_lr
+from kinkajou.train.parts import RLParts
+from kinkajou.train.rollouts import Sampled, mean_over_samples
+
+
+def policy_loss(cfg: RLConfig, new: TokenScores, b: GRPOBatch, count: Tensor, *, kl_coef: float) -> Loss:
+    """Surrogate, and the KL to the reference where it is in the loss.  count (2,): tokens and samples."""
+    how, mask, sur = cfg.surrogate.aggregation, b.mask, cfg.surrogate
+    longest = cfg.rollout.max_new_tokens
+    level = sur.ratio if isinstance(sur, SurrogateConfig) else "token"
+    ratio = losses.importance_ratio(new.logp, b.old_logp, mask, level, clamp=sur.log_ratio_clamp)
+    terms = objective(sur, ratio, new.logp, b.advantages) * b.correction
+    value = losses.aggregated(terms, mask, count, how, longest=longest)
+    metrics = surrogate_metrics(sur, ratio, new, b, count[0])
+    if cfg.kl.kl_in == "loss" and kl_coef:
+        term = kl.with_gradient(kl_term(cfg, new.logp, b.ref_logp), new.logp, b.ref_logp, ratio, cfg.kl.kl_gradient)
+        kl_loss = losses.aggregated(term, mask, count, how, longest=longest)
+        value, metrics["kl_loss"] = value + kl_coef * kl_loss, kl_loss.detach()
+    return Loss(value, metrics)
+
+
+def objective(sur: ClipConfig, ratio: Tensor, logp: Tensor, advantages: Tensor) -> Tensor:
+    """The named loss of each token."""
+    high = sur.clip if sur.clip_high is None else sur.clip_high
+    kind, cap = (sur.surrogate, sur.ratio_cap) if isinstance(sur, SurrogateConfig) else ("clip", 0.0)
+    if kind == "cispo":
+        return losses.cispo_objective(ratio, logp, advantages, high=high)
+    if kind == "reinforce":
+        return losses.reinforce_objective(logp, advantages)
+    if kind == "sapo":
+        assert isinstance(sur, SurrogateConfig)
+        return losses.sapo_objective(
+            ratio, advantages, tau_positive=sur.sapo_tau_positive, tau_negative=sur.sapo_tau_negative
+        )
+    return losses.clipped_objective(ratio, advantages, low=sur.clip, high=high, dual_clip=sur.dual_clip, cap=cap)
+
+
+def kl_term(cfg: RLConfig, logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """The estimator of the settings, per token."""
+    return kl.estimate(
+        logp,
+        ref_logp,
+        cfg.kl.kl_estimator,
+        clamp=cfg.kl.kl_clamp,
+        k3_input_clamp=cfg.kl.k3_input_clamp,
+        k3_output_clamp=cfg.kl.k3_output_clamp,
+    )
+
+
+@torch.no_grad()
+def surrogate_metrics(
+    sur: ClipConfig, ratio: Tensor, new: TokenScores, b: GRPOBatch, tokens: Tensor
+) -> dict[str, Tensor]:
+    """`clip_frac`, the share of tokens whose gradient the clip cuts off; `kl_old`, k3 of KL(old || new) in nats a
+    token; `ratio`, the mean of new over old probability (1 before the first step); `entropy` in nats a token."""
+    high = sur.clip if sur.clip_high is None else sur.clip_high
+    cut = losses.clipped_away(ratio, b.advantages, low=sur.clip, high=high)
+    token_ratio = ((new.logp - b.old_logp) * b.mask).exp()
+    terms = {"clip_frac": cut, "kl_old": kl.k3(b.old_logp, new.logp), "ratio": token_ratio, "entropy": new.entropy}
+    return {name: (x * b.mask).sum() / tokens for name, x in terms.items()}
+
+
+def correction(cfg: RLConfig, sampler_logp: Tensor, logp: Tensor, mask: Tensor, s: Strategy) -> tuple[Tensor, float]:
+    """Importance weights of the tokens where engine and trainer disagree beyond the bound, else 1; the worst gap."""
+    worst = max_over_ranks(((sampler_logp - logp).abs() * mask).max(), s)
+    how = cfg.rollout.rollout_correction
+    if how == "none" or worst <= cfg.rollout.correction_bound:
+        return torch.ones_like(logp), worst
+    return losses.importance_correction(logp, sampler_logp, mask, how, cap=cfg.rollout.correction_cap), worst
+
+
+def max_over_ranks(x: Tensor, s: Strategy) -> float:
+    return float(s.all_rows(x.reshape(1)).max())
+
+
+def whitened(cfg: RLConfig, x: Tensor, mask: Tensor, s: Strategy, *, keep_mean: bool = False) -> Tensor:
+    """By the dialect's convention."""
+    how = cfg.numerics
+    everyone = s.all_sum if how.whiten_over == "all" else tensors.alone
+    return tensors.whiten(
+        x, mask, variance=how.whiten_variance, eps=how.whiten_eps, keep_mean=keep_mean, all_sum=everyone
+    )
+
+
+def sample_metrics(
+    sampled: Sampled, shaped: Tensor, logp: Tensor, kl_ref: Tensor | None, s: Strategy
+) -> dict[str, float]:
+    """What every step of reinforcement learning says of its answers: means over the answers of all ranks."""
+    rollout = sampled.rollout
+    mask, lengths = rollout.mask, rollout.mask.sum(1).float()
+
+    def mean(x: Tensor) -> float:
+        return mean_over_samples(x, s)
+
+    score, length = mean(rollout.scores), mean(lengths)
+    spread = mean((rollout.scores - score) ** 2) * mean((lengths - length) ** 2)
+    together = mean((rollout.scores - score) * (lengths - length))
+    found = {
+        "score": score,
+        "reward": mean(shaped),
+        "response_length": length,
+        "ended": mean(rollout.ended.float()),
+        "length_corr": together / spread**0.5 if spread > 0 else 0.0,
+        "engine_gap": tensors.masked_mean((rollout.sampler_logp - logp).abs(), mask, all_sum=s.all_sum).item(),
+        **sampled.metrics,
+    }
+    if kl_ref is not None:
+        answers = (kl_ref * mask).sum(1)
+        found["kl_ref"] = mean(answers)
+        samples = float(s.all_sum(torch.tensor(float(len(answers)), device=answers.device)))
+        found["kl_ref_se"] = (mean((answers - found["kl_ref"]) ** 2) / samples) ** 0.5
+    return found
+
+
+def set_rate(cfg: RLConfig, parts: RLParts, step: int, peak: float, optimizer: torch.optim.Optimizer) -> float:
+    lr = lr_at(step - 1, cfg.algo.steps, peak=peak, warmup=cfg.optim.warmup, schedule=cfg.optim.schedule)
+    set_lr(optimizer, lr)
+    return lr

@@ -89,6 +89,37 @@ class PairBatch(TokenBatch):
 
 
 @dataclass(frozen=True)
+class PreferenceBatch(PairBatch):
+    """What a loss over pairs reads; `mask` marks the targets that are scored, `answer` those of the answers."""
+
+    answer: Tensor  # (b, 2, t) bool
+    ref_logp: Tensor  # (b, 2) of the whole answers, 0 without a reference
+    weight: Tensor  # (b,)
+    partners: Tensor  # (b, 3) of the same rank in the whole batch: reference's gap, rejected, chosen log-ratio
+
+    @property
+    def count(self) -> Tensor:
+        """Pairs, targets of the chosen answers, scored targets of the chosen side, (3,)."""
+        pairs = self.mask.new_tensor(len(self), dtype=torch.float32)
+        return torch.stack([pairs, self.answer[:, 0].sum().float(), self.mask[:, 0].sum().float()])
+
+
+@dataclass(frozen=True)
+class JudgedBatch(TokenBatch):
+    """Single answers that are known to be good or bad."""
+
+    good: Tensor  # (b,) bool
+    ref_logp: Tensor  # (b,) of the whole answer, 0 without a reference
+    kl: Tensor  # (b,) the batch's reference point
+
+    @property
+    def count(self) -> Tensor:
+        """Records, good ones, targets of the good ones, (3,)."""
+        rows = self.mask.new_tensor(len(self), dtype=torch.float32)
+        return torch.stack([rows, self.good.sum().float(), self.mask[self.good].sum().float()])
+
+
+@dataclass(frozen=True)
 class Rollout(TokenBatch):
     """What an engine returns: mask marks the sampled targets."""
 

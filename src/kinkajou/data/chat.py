@@ -5,7 +5,7 @@ generation.  What a message says never becomes a control token: `<end>` typed by
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -50,7 +50,38 @@ class ChatFormat:
         if messages[0].role == "text":
             tokens = [*self._tokens(self._shield(messages[0].content)), self.end_id]
             return Encoded(tokens, [True] * len(tokens))
-        tokens, counts, done = list[int](), list[bool](), 0
+        tokens, counts = list[int](), list[bool]()
+        for _, text, said in self._pieces(messages):
+            ids = self._tokens(text)
+            tokens += ids
+            counts += [said] * len(ids)
+        return Encoded(tokens, counts)
+
+    def answered(self, prompt: Sequence[Message], answer: Sequence[Message]) -> tuple[list[int], Encoded]:
+        """Tokens before the assistant takes the prompt up, and those from there on."""
+        lead, tokens, counts = list[int](), list[int](), list[bool]()
+        for i, text, said in self._pieces((*prompt, *answer)):
+            ids = self._tokens(text)
+            if not counts and not (said and i >= len(prompt)):
+                lead += ids
+            else:
+                tokens += ids
+                counts += [said] * len(ids)
+        return lead, Encoded(tokens, counts)
+
+    def pair(self, pair: Pair) -> tuple[list[int], list[int]]:
+        """Tokens of the chosen and the rejected chat, up to the end token."""
+        chosen = self.conversation((*pair.prompt, *pair.chosen))
+        rejected = self.conversation((*pair.prompt, *pair.rejected))
+        return chosen.tokens, rejected.tokens
+
+    def answer(self, tokens: Sequence[int]) -> str:
+        """What the assistant said, without control tokens and outer blanks."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+    def _pieces(self, messages: Sequence[Message]) -> Iterator[tuple[int, str, bool]]:
+        """Number of an assistant's message, text, and whether it is said there or stands before it."""
+        done = 0
         for i, message in enumerate(messages):
             if message.role != "assistant":
                 continue
@@ -63,22 +94,9 @@ class ChatFormat:
                     fix="use --template alpaca, human_assistant or plain",
                 )
             end = after.rindex(self.end_word) + (len(self.end_word) if message.ended else 0)
-            for text, said in ((before[done:], False), (after[len(before) : end], True)):
-                ids = self._tokens(text)
-                tokens += ids
-                counts += [said] * len(ids)
+            yield i, before[done:], False
+            yield i, after[len(before) : end], True
             done = end
-        return Encoded(tokens, counts)
-
-    def pair(self, pair: Pair) -> tuple[list[int], list[int]]:
-        """Tokens of the chosen and the rejected chat, up to the end token."""
-        chosen = self.conversation((*pair.prompt, *pair.chosen))
-        rejected = self.conversation((*pair.prompt, *pair.rejected))
-        return chosen.tokens, rejected.tokens
-
-    def answer(self, tokens: Sequence[int]) -> str:
-        """What the assistant said, without control tokens and outer blanks."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
     def _render(self, messages: Sequence[Message], *, to_answer: bool) -> str:
         rows = [{"role": m.role, "content": self._shield(m.content)} for m in messages]

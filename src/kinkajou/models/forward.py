@@ -90,6 +90,23 @@ class LanguageModel(PackedModel):
         unpacked = mask.new_zeros(mask.shape, dtype=torch.float32)
         return TokenScores(unpacked.masked_scatter(mask, logp), unpacked.masked_scatter(mask, entropy))
 
+    @torch.no_grad()
+    def alignment(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """log p minus log sum p^2 over the vocabulary, of every counting target: (b, t), 0 elsewhere, no gradient."""
+        rows = pack(tokens[:, :-1], (lengths_of(mask) - 1).clamp(min=0))
+        with compute_context(self.dtype, tokens.device):
+            hidden = self.hidden(rows.ids, rows.positions, rows.layout)[mask[rows.inside]]
+            found = []
+            for h, y in zip(hidden.split(self.chunk), tokens[:, 1:][mask].split(self.chunk), strict=True):
+                logp = self.logits(h).float().log_softmax(-1)
+                found.append(logp.gather(-1, y[:, None]).squeeze(-1) - (2 * logp).logsumexp(-1))
+        return mask.new_zeros(mask.shape, dtype=torch.float32).masked_scatter(mask, torch.cat(found))
+
+    @property
+    def chunk(self) -> int:
+        """Positions whose logits fit the budget."""
+        return max(1, LOGITS_BUDGET // int(self.inner.config.get_text_config().vocab_size))
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(k, c) -> (k, v)."""
         return cast(Tensor, self.inner.get_output_embeddings()(hidden))
@@ -109,8 +126,7 @@ class LanguageModel(PackedModel):
                 entropy = tensors.entropy(logits)
             return tensors.token_logps(logits, targets), entropy
 
-        vocabulary = self.inner.config.get_text_config().vocab_size
-        chunk = max(1, LOGITS_BUDGET // vocabulary)
+        chunk = self.chunk
         if len(hidden) <= chunk:
             return part(hidden, targets)
         pieces = [

@@ -27,14 +27,20 @@ def fit(
     loss_fn: Callable[[nn.Module, Any, Tensor], Loss],
     evaluate: Callable[[], dict[str, float]] | None,
     write: Writer,
+    prepare: Callable[[int, Any], TokenBatch] | None = None,
 ) -> Path:
-    """One `update` for each of the run's steps.  `collate` turns row numbers into a batch on the device."""
+    """One `update` for each of the run's steps.  `collate` turns row numbers into a batch on the device.
+
+    `prepare(step, batch)`, steps from 0, adds what needs the whole batch before any of it is trained on.
+    """
     s = run.strategy
     for step in run.steps():
         lr = lr_at(step - 1, run.total, peak=optim.lr, warmup=optim.warmup, schedule=optim.schedule)
         set_lr(optimizer, lr)
         batch = collate(share(order.batch(step - 1), rank=s.rank, world=s.world))
         with run.phase("train"):
+            if prepare:
+                batch = prepare(step - 1, batch)
             metrics = update(
                 s,
                 model,

@@ -1,28 +1,50 @@
-"""The two kinds of judge behind one protocol: a rule reads text, a reward model reads tokens."""
+"""Judges behind one protocol: rules read text, reward models read tokens, several are summed by weight."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from kinkajou.batch import Rollout, split_by_tokens
+from kinkajou.errors import UserError
 from kinkajou.models.forward import ScalarModel
-from kinkajou.rewards.rules import Answer, Rule
+from kinkajou.rewards.answer import Answer, Rule, sample_of
+
+
+@dataclass(frozen=True)
+class Verdict:
+    scores: Tensor  # (b,) float32 on the rollout's device
+    details: dict[str, Tensor] = field(default_factory=dict)  # (b,) each; the names do not depend on the answers
 
 
 class Judge(Protocol):
-    def __call__(self, answers: Sequence[Answer], rollout: Rollout) -> Tensor:
-        """One float for each sample.  -> (b,) float32."""
+    def __call__(self, answers: Sequence[Answer], rollout: Rollout) -> Verdict:
+        """One float for each sample, and what it is made of."""
         ...
+
+
+class TextScorer(Protocol):
+    def __call__(self, answers: Sequence[Answer]) -> list[float]: ...
 
 
 class RuleJudge:
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
 
-    def __call__(self, answers: Sequence[Answer], rollout: Rollout) -> Tensor:
-        return torch.tensor([self.rule(answer) for answer in answers], device=rollout.tokens.device)
+    def __call__(self, answers: Sequence[Answer], rollout: Rollout) -> Verdict:
+        return Verdict(as_scores([self.rule(answer) for answer in answers], rollout))
+
+
+class TextJudge:
+    """What scores all answers at once, outside this process: a service or a Python function."""
+
+    def __init__(self, scorer: TextScorer) -> None:
+        self.scorer = scorer
+
+    def __call__(self, answers: Sequence[Answer], rollout: Rollout) -> Verdict:
+        return Verdict(as_scores(self.scorer(answers) if answers else [], rollout))
 
 
 class ModelJudge:
@@ -32,7 +54,64 @@ class ModelJudge:
         self.model, self.budget = model, tokens_per_microbatch
 
     @torch.no_grad()
-    def __call__(self, answers: Sequence[Answer], rollout: Rollout) -> Tensor:
+    def __call__(self, answers: Sequence[Answer], rollout: Rollout) -> Verdict:
         parts = [rollout.select(rows) for rows in split_by_tokens(rollout, self.budget)]
         scores = [self.model(part.tokens, part.mask, at="end") for part in parts]
-        return torch.cat([torch.zeros(0, device=rollout.tokens.device), *scores])
+        return Verdict(torch.cat([torch.zeros(0, device=rollout.tokens.device), *scores]))
+
+
+class Ensemble:
+    """Mean of the members less `penalty` standard deviations of their opinions (Coste 2023, eq. 4, with the std)."""
+
+    def __init__(self, members: Sequence[Judge], *, penalty: float) -> None:
+        self.members, self.penalty = members, penalty
+
+    def __call__(self, answers: Sequence[Answer], rollout: Rollout) -> Verdict:
+        opinions = torch.stack([member(answers, rollout).scores for member in self.members])  # (members, b)
+        spread = opinions.std(0, unbiased=True)
+        return Verdict(opinions.mean(0) - self.penalty * spread, {"disagreement": spread})
+
+
+@dataclass(frozen=True)
+class Term:
+    """One judge of a weighted sum."""
+
+    name: str
+    weight: float
+    judge: Judge
+
+
+class WeightedSum:
+    """Sum of weight x score; a score that is no number stops the run here, by name."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self.terms = terms
+
+    def __call__(self, answers: Sequence[Answer], rollout: Rollout) -> Verdict:
+        total = torch.zeros(len(answers), device=rollout.tokens.device)
+        details: dict[str, Tensor] = {}
+        alone = len(self.terms) == 1 and self.terms[0].weight == 1
+        for term in self.terms:
+            part = term.judge(answers, rollout)
+            check_finite(part.scores, answers, term.name)
+            total = total + term.weight * part.scores
+            own = {} if alone else {term.name: part.scores}
+            further = {key if key not in details else f"{term.name} {key}": x for key, x in part.details.items()}
+            details |= own | further
+        return Verdict(total, details)
+
+
+def as_scores(values: Sequence[float], rollout: Rollout) -> Tensor:
+    """(b,) float32 beside the rollout."""
+    return torch.tensor(values, dtype=torch.float32, device=rollout.tokens.device)
+
+
+def check_finite(scores: Tensor, answers: Sequence[Answer], name: str) -> None:
+    bad = (~scores.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise UserError(
+            f"the reward {name} gave {scores[bad[0]].item()} instead of a number",
+            evidence=f"{sample_of(answers[bad[0]])}; {len(bad)} such samples",
+            fix="mend the reward, or leave such prompts out",
+            exit_code=3,
+        )

@@ -2,23 +2,12 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from kinkajou.data.sources import Prompt
 from kinkajou.data.world import check
 from kinkajou.errors import UserError, did_you_mean
+from kinkajou.rewards.answer import Answer, Rule
 
-
-@dataclass(frozen=True)
-class Answer:
-    """What a rule sees."""
-
-    prompt: Prompt
-    text: str
-    ended: bool  # stopped at an end token by itself
-
-
-Rule = Callable[[Answer], float]
+__all__ = ["RULES", "Answer", "Rule", "parse_rule"]
 
 
 def mentions(argument: str) -> Rule:

@@ -1,0 +1,76 @@
+"""From the specs of a recipe to one judge."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from kinkajou.data.tokenizer import load_tokenizer
+from kinkajou.errors import UserError
+from kinkajou.models.forward import Dtype
+from kinkajou.models.load import LoadOptions, find_model, load_scalar_model
+from kinkajou.rewards.function import Function
+from kinkajou.rewards.judges import Ensemble, Judge, ModelJudge, RuleJudge, Term, TextJudge, WeightedSum
+from kinkajou.rewards.remote import Service
+from kinkajou.rewards.rules import parse_rule
+from kinkajou.rewards.specs import Spec, check_specs, parse_specs, reward_model_folder
+
+__all__ = ["check_specs", "load_judge", "reward_model_folder"]
+
+
+def load_judge(
+    specs: Sequence[str],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: Dtype,
+    device: torch.device | str,
+    tokens_per_microbatch: int,
+    ensemble_penalty: float,
+    timeout_s: float,
+    retries: int,
+) -> Judge:
+    """The weighted sum of what the specs name, ready to be asked; `tokenizer` is the policy's."""
+    terms = parse_specs(specs)
+    if not terms:
+        raise UserError("there is no reward", fix="--reward rule:ended, or a reward model's folder")
+
+    def reward_model(folder: str) -> Judge:
+        return load_reward_model(folder, tokenizer, dtype, device, tokens_per_microbatch)
+
+    def judge(term: Spec) -> Judge:
+        match term.kind:
+            case "rule":
+                return RuleJudge(parse_rule(term.body))
+            case "model":
+                return reward_model(term.body)
+            case "ensemble":
+                return Ensemble([reward_model(folder) for folder in term.body.split(",")], penalty=ensemble_penalty)
+            case "service":
+                return TextJudge(Service(term.body, timeout_s=timeout_s, retries=retries))
+            case "function":
+                return TextJudge(Function(term.body, timeout_s=timeout_s))
+
+    times = Counter(term.name for term in terms)
+    names = [term.name if times[term.name] == 1 else term.body for term in terms]
+    return WeightedSum([Term(name, term.weight, judge(term)) for name, term in zip(names, terms, strict=True)])
+
+
+def load_reward_model(
+    folder: str,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: Dtype,
+    device: torch.device | str,
+    tokens_per_microbatch: int,
+) -> ModelJudge:
+    """A reward model that reads the policy's tokens as they are: their vocabularies must be equal."""
+    source = find_model(folder)
+    own, _ = load_tokenizer(source)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            "policy and reward model have different vocabularies",
+            evidence=f"{len(tokenizer)} entries in the policy's, {len(own)} in {folder}",
+            fix="train the reward model from the policy's SFT model, or with its tokenizer",
+        )
+    model = load_scalar_model(source, tokenizer, LoadOptions(dtype=dtype), fresh=False).requires_grad_(False)
+    return ModelJudge(model.to(device), tokens_per_microbatch=tokens_per_microbatch)

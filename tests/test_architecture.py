@@ -30,7 +30,9 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "parallel/": (TORCH, {"parallel", "errors"}),
     "engine/": (TORCH | {"numpy"}, {"engine", "models", "batch", "algos", "errors"}),
     "rewards/": (TORCH, {"rewards", "batch", "models", "data", "errors"}),
+    "rewards/load.py": (TORCH | HF, {"rewards", "models", "data", "errors"}),
     "evals/": (TORCH, {"evals", "algos", "batch", "models"}),
+    "evals/reward_page.py": ({"rich"}, {"evals"}),
     "report/": (set(), {"report", "errors"}),
     "train/": (
         TORCH | {"rich", "safetensors"},

@@ -38,6 +38,7 @@ def make_app(recipe: Sequence[Any] = ()) -> cyclopts.App:
     for name, (kind, summary) in STAGES.items():
         app.command(stage(name, kind, summary), name=name)
     app.command(sample)
+    app.command(eval_app())
     app.command(chat)
     app.command(demo)
     return app
@@ -100,7 +101,7 @@ def whole_or_none(kind: Any, tokens: Sequence[cyclopts.Token]) -> int | None:
     return None if tokens[0].value.lower() in ("none", "null") else whole(kind, tokens)
 
 
-for plain in (config.ChatConfig, config.DemoConfig, config.SampleConfig):
+for plain in (config.ChatConfig, config.DemoConfig, config.EvalRewardConfig, config.SampleConfig):
     grouped(plain)
 
 
@@ -109,6 +110,20 @@ def sample(*, cfg: Annotated[config.SampleConfig | None, Parameter(name="*")] = 
     from kinkajou.train.sample import sample_data
 
     sample_data(cfg or config.SampleConfig())
+
+
+def eval_app() -> cyclopts.App:
+    """The commands `eval NAME`."""
+    app = cyclopts.App(name="eval", help="Measure what was trained.")
+    app.command(eval_reward, name="reward")
+    return app
+
+
+def eval_reward(*, cfg: Annotated[config.EvalRewardConfig | None, Parameter(name="*")] = None) -> None:
+    """A reward model's health on held-out pairs: accuracy, calibration, length and format bias, subsets."""
+    from kinkajou.train.eval_reward import eval_reward as show
+
+    show(cfg or config.EvalRewardConfig())
 
 
 def chat(folder: Path, *, cfg: Annotated[config.ChatConfig, Parameter(name="*")] | None = None) -> None:
@@ -141,7 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fault.exit_code
     except cyclopts.CycloptsError as fault:
         print(f"error: {fault}", file=sys.stderr)
-        known = tokens[:1] if tokens and tokens[0] in (*STAGES, "sample", "chat", "demo") else []
+        known = tokens[:1] if tokens and tokens[0] in (*STAGES, "sample", "eval", "chat", "demo") else []
+        known += tokens[1:2] if tokens[:2] == ["eval", "reward"] else []
         print(f"  fix:  {' '.join(['kinkajou', *known, '--help'])}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -69,12 +69,15 @@ class EvalRewardConfig:
     """Also write the figures to this JSON file."""
     overwrite: bool = False
     """Replace `output` if it is there."""
+    seed: int = 0
+    """With `eval_share`: the seed of the run that held this share out."""
     tokens_per_microbatch: int = 8192
     """Tokens that go through the model at once. Changes memory and speed, never results."""
 
     def __post_init__(self) -> None:
         require(self.base, "model")
         require(self.source, "data")
+        at_least(self, 0, "seed")
         at_least(self, 1, "tokens_per_microbatch")
 
 

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from kinkajou.engine.sampling import derive_seed
+from kinkajou.models.forward import LanguageModel
 from kinkajou.models.load import find_model
 from kinkajou.parallel.strategy import Single
-from kinkajou.train import inputs, parts, ppo
+from kinkajou.train import inputs, parts, ppo, rollouts
 from small import Small, steps_kept, weights, write_rows
 from tiny import save_source, tiny_tokenizer
 
@@ -28,9 +29,12 @@ def samples(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
 
 
-def load(small: Small, tmp_path: Path, **changes: Any) -> parts.PPOParts:
+def load(small: Small, tmp_path: Path, **changes: Any) -> tuple[parts.RLParts, Any]:
+    """The parts, and the critic's model (None over a shared trunk)."""
     cfg = small.settings("ppo", tmp_path / "run", **changes)
-    return parts.load_parts(cfg, inputs.ppo_inputs(cfg), Single())
+    made = parts.load_parts(cfg, inputs.rl_inputs(cfg), Single())
+    critic = parts.load_critic(cfg, made, Single())
+    return made, critic and critic.model
 
 
 @pytest.fixture
@@ -153,15 +157,15 @@ def test_the_shares_of_the_mix(small: Small, tmp_path: Path) -> None:
 
 
 def test_the_critic_starts_from_the_reward_model(small: Small, tmp_path: Path) -> None:
-    made = load(small, tmp_path)
+    _, critic = load(small, tmp_path)
     judge = load_file(Path(small.judge) / "model.safetensors")
-    own = made.critic.module.state_dict()
+    own = critic.module.state_dict()
     assert all(torch.equal(own[key], tensor) for key, tensor in judge.items())
     other = save_source(tmp_path / "other", AutoModelForSequenceClassification, "llama", tiny_tokenizer(), seed=9)
-    named = load(small, tmp_path, critic=str(tmp_path / "other")).critic.module.state_dict()
+    named = load(small, tmp_path, critic=str(tmp_path / "other"))[1].module.state_dict()
     assert all(torch.equal(named[key], tensor) for key, tensor in other.state_dict().items())
     trunk = load_file(Path(small.policy) / "model.safetensors")
-    ruled = load(small, tmp_path, reward="rule:length:3").critic.module.state_dict()
+    ruled = load(small, tmp_path, reward="rule:length:3")[1].module.state_dict()
     assert torch.equal(ruled["model.norm.weight"], trunk["model.norm.weight"])
     assert 0 < float(ruled["score.weight"].std()) < 3 / 33  # N(0, 1 / (d + 1)) with d = 32
 
@@ -169,34 +173,43 @@ def test_the_critic_starts_from_the_reward_model(small: Small, tmp_path: Path) -
 def test_a_critic_from_an_adapter_is_trained_whole(small: Small, tmp_path: Path) -> None:
     """Contract item 7: LoRA reward models did not load in stage 3."""
     small.run("reward", tmp_path / "judge", lora_rank=2, lora_save="adapter")
-    made = load(small, tmp_path, reward=str(tmp_path / "judge"))
-    assert all(param.requires_grad for param in made.critic.parameters())
-    assert not any(param.requires_grad for param in made.judge.model.parameters())
+    made, critic = load(small, tmp_path, reward=str(tmp_path / "judge"))
+    assert all(param.requires_grad for param in critic.parameters())
+    assert not any(param.requires_grad for param in made.judge.terms[0].judge.model.parameters())
 
 
 def test_the_reference_never_changes(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[parts.PPOParts] = []
+    """Nor does the judge; policy and critic do."""
+    kept: list[Any] = []
 
-    def watched(*given: Any) -> parts.PPOParts:
-        kept.append(parts.load_parts(*given))
-        return kept[0]
+    def watched(name: str) -> Any:
+        load_one = getattr(parts, name)
 
-    monkeypatch.setattr(ppo, "load_parts", watched)
+        def load(*given: Any) -> Any:
+            kept.append(load_one(*given))
+            return kept[-1]
+
+        return load
+
+    for name in ("load_parts", "load_critic"):
+        monkeypatch.setattr(ppo, name, watched(name))
     small.run("ppo", tmp_path / "run", steps=2)
+    made, critic = kept
     source = load_file(Path(small.policy) / "model.safetensors")
     judge = load_file(Path(small.judge) / "model.safetensors")
-    reference, policy = kept[0].reference.module.state_dict(), kept[0].policy.module.state_dict()
+    (frozen,) = (x.cell_contents for x in made.reference.__closure__ if isinstance(x.cell_contents, LanguageModel))
+    reference, policy = frozen.module.state_dict(), made.policy.module.state_dict()
     assert all(torch.equal(reference[key], tensor) for key, tensor in source.items())
     assert not any(torch.equal(policy[key], tensor) for key, tensor in source.items())
-    scorer, critic = kept[0].judge.model.module.state_dict(), kept[0].critic.module.state_dict()
+    scorer, moved = made.judge.terms[0].judge.model.module.state_dict(), critic.model.module.state_dict()
     assert all(torch.equal(scorer[key], tensor) for key, tensor in judge.items())
-    assert not all(torch.equal(critic[key], tensor) for key, tensor in judge.items())
+    assert not all(torch.equal(moved[key], tensor) for key, tensor in judge.items())
 
 
 def test_a_thousand_prompts_are_a_thousand(small: Small, tmp_path: Path) -> None:
     """Contract item 2: they counted as 2."""
     data = write_rows(tmp_path / "many.jsonl", [{"prompt": f"w{3 + i % 80} w{3 + i // 80}"} for i in range(1000)])
-    made = load(small, tmp_path, prompts=data)
+    made, _ = load(small, tmp_path, prompts=data)
     assert len(made.tasks) == 1000
     seen = [i for step in range(made.order.batches_per_epoch) for i in made.order.batch(step)]
     assert len(set(seen)) == len(seen) == 1000
@@ -223,6 +236,7 @@ def test_the_checkpoint_is_a_plain_folder(small: Small, tmp_path: Path) -> None:
     assert {path.name for path in (folder / "state").iterdir()} == {
         "optimizer.safetensors",
         "critic_optimizer.safetensors",
+        "rl.json",
     }
     module = AutoModelForCausalLM.from_pretrained(folder)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
@@ -249,7 +263,7 @@ def test_keep_best(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The best and the last stay, and what `save_every` asks for; the best is what is exported and found."""
-    monkeypatch.setattr(ppo, "held_out_scores", lambda run, cfg, parts: {"eval_score": scores[run.step]})
+    monkeypatch.setattr(rollouts, "held_out_scores", lambda run, cfg, parts: {"eval_score": scores[run.step]})
     changes = {"eval_prompts": small.held_out, "eval_every": 1, "keep_best": "score", "save_every": save_every}
     small.run("ppo", tmp_path / "run", steps=4, epochs=1, export=str(tmp_path / "model"), **changes)
     assert steps_kept(tmp_path / "run") == kept

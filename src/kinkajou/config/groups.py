@@ -45,7 +45,8 @@ class ModelConfig:
     model: str = ""
     """Folder, run folder, hub id, or a preset to start from scratch (`llama-tiny`, `gpt2-tiny`, ...)."""
     tokenizer: str | None = None
-    """Folder or hub id of the tokenizer, if it is not the model's own. A preset without one trains one."""
+    """Folder or hub id of the tokenizer, if it is not the model's own. A preset without one trains one;
+    `characters`: one token for each character of the records."""
     vocab_size: int = 4096
     """Entries of a tokenizer trained for a preset."""
     family: str | None = None

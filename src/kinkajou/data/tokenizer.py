@@ -5,14 +5,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from kinkajou.data.templates import TEMPLATES
 from kinkajou.errors import UserError
 
 TemplateName = Literal["auto", "tokenizer", "alpaca", "human_assistant", "plain"]
-PAD, END = "<pad>", "<end>"
+PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
+CHARACTERS = "characters"
+"""Stands in place of a tokenizer's folder: one token for each character of the records."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
@@ -31,6 +33,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=raw, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+
+
+def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """One token for each character that occurs: for tasks with a small alphabet, learnt from random weights."""
+    letters = sorted({letter for text in texts for letter in text})
+    vocabulary = {word: i for i, word in enumerate((PAD, END, UNKNOWN, *letters))}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    raw.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=raw,
+        eos_token=END,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
     )
 
 

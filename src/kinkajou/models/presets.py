@@ -5,6 +5,16 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-pico": (
+        "llama",
+        {
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+        },
+    ),
     "llama-nano": (
         "llama",
         {

@@ -80,7 +80,7 @@ class Critic:
 
 def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
     say = print if s.rank == 0 else lambda text: None
-    form = setup.load_format(cfg.base, (), say)
+    form = setup.load_format(cfg.base, setup.texts_of(prompt.messages for prompt in inputs.prompts), say)
     tasks = encode_prompts(cfg, inputs.prompts, form, say)
     held_out = encode_prompts(cfg, inputs.held_out, form, say)
     order = Shuffle(len(tasks), cfg.rollout.prompts_per_step, cfg.run.seed)
@@ -111,7 +111,7 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
         language=language,
         reference=load_reference(cfg, source, form, language, s) if needs_reference(cfg) else None,
         optimizer=optimizer,
-        engine=LocalEngine(language, end_ids=form.end_ids, pad_id=form.pad_id),
+        engine=local_engine(cfg, language, form),
         sampling=Sampling(cfg.rollout.temperature, cfg.rollout.top_k, cfg.rollout.top_p),
         judge=judge_of(cfg, cfg.judge.reward, form, s),
         gold=judge_of(cfg, (cfg.judge.gold,), form, s) if cfg.judge.gold else None,
@@ -122,6 +122,12 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
         state=state,
         writers=[write],
     )
+
+
+def local_engine(cfg: RLConfig, language: LanguageModel, form: ChatFormat) -> LocalEngine:
+    """As many rows at once as a micro-batch has tokens for, 64 at least."""
+    rows = max(64, cfg.optim.tokens_per_microbatch // cfg.base.max_len)
+    return LocalEngine(language, end_ids=form.end_ids, pad_id=form.pad_id, max_rows=rows)
 
 
 def judge_of(cfg: RLConfig, specs: Sequence[str], form: ChatFormat, s: Strategy) -> Judge:

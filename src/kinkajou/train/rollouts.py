@@ -52,8 +52,13 @@ def sample_prompts(run: Run, cfg: RLConfig, parts: RLParts, batch: Sequence[int]
     rollout, answers = generate(tasks, seeds, cfg, parts)
     verdict = judged(run, parts, answers, rollout)
     scored = ScoredRollout(rollout.tokens, rollout.mask, rollout.sampler_logp, rollout.ended, verdict.scores)
-    details = {name: mean_over_samples(x, s) for name, x in verdict.details.items()}
+    details = {metric_of(name): mean_over_samples(x, s) for name, x in verdict.details.items()}
     return Sampled(scored, sample_rows(answers, verdict, s, size), details)
+
+
+def metric_of(detail: str) -> str:
+    """The metric of a judge's detail: `score/PART`, or an ensemble's `disagreement`."""
+    return detail if detail.endswith("disagreement") else f"score/{detail}"
 
 
 def generate(

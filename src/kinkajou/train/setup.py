@@ -7,7 +7,14 @@ from typing import TypeVar
 from kinkajou import config
 from kinkajou.data.chat import ChatFormat, Encoded
 from kinkajou.data.sources import Chat, Message, Pair
-from kinkajou.data.tokenizer import load_tokenizer, prepare, template_words, train_tokenizer
+from kinkajou.data.tokenizer import (
+    CHARACTERS,
+    character_tokenizer,
+    load_tokenizer,
+    prepare,
+    template_words,
+    train_tokenizer,
+)
 from kinkajou.errors import UserError
 from kinkajou.models.forward import PackedModel
 from kinkajou.models.load import LoadOptions, find_model
@@ -19,7 +26,11 @@ T = TypeVar("T")
 
 def load_format(base: config.ModelConfig, texts: Iterable[str], say: Say) -> ChatFormat:
     """The tokenizer with its template; for a preset without a tokenizer, one trained on `texts`."""
-    if base.model in PRESETS and not base.tokenizer:
+    if base.tokenizer == CHARACTERS:
+        tokenizer = character_tokenizer(chain(texts, template_words(base.template, times=1)))
+        name = prepare(tokenizer, template=base.template, source=base.model)
+        say(f"tokenizer: the records' characters, {len(tokenizer)} entries")
+    elif base.model in PRESETS and not base.tokenizer:
         tokenizer = train_tokenizer(chain(texts, template_words(base.template)), base.vocab_size)
         name = prepare(tokenizer, template=base.template, source=base.model)
         say(f"tokenizer: trained on the records, {len(tokenizer)} entries")

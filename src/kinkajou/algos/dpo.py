@@ -94,7 +94,7 @@ def apo_down(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
 
 
 def sorted_partner(x: Tensor, other: Tensor) -> Tensor:
-    """For each of `x`, the entry of `other` that has the same rank: optimal transport in one dimension (Melnyk 2024)."""
+    """For each of `x`, the entry of `other` of the same rank: optimal transport in one dimension (Melnyk 2024)."""
     ranks = x.argsort(stable=True).argsort()
     return other.sort().values[ranks]
 
@@ -112,13 +112,12 @@ def aot_unpaired(
     return rises + falls - falls.detach()
 
 
-def length_weights(mask: Tensor, alpha: float) -> Tensor:
-    """1 for the targets within the length that both answers reach, `alpha` beyond it (Liu 2024, LD-DPO, eq. 9).
+def length_weights(mask: Tensor, shared: Tensor, alpha: float) -> Tensor:
+    """1 for the first `shared` targets, the length that both answers reach, `alpha` beyond (Liu 2024, LD-DPO, eq. 9).
 
-    (b, 2, t) bool -> (b, 2, t) float.
+    (..., t) bool, (...) -> (..., t) float, 0 off the mask.
     """
-    shared = mask.sum(-1).amin(1)[:, None, None]
-    return torch.where(mask.cumsum(-1) <= shared, 1.0, alpha) * mask
+    return torch.where(mask.cumsum(-1) <= shared[..., None], 1.0, alpha) * mask
 
 
 def policy_weight(alignment: Tensor, mask: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class PreferenceLossConfig:
     divergence_alpha: float = 0.5
     """Order of the alpha divergence."""
     label_smoothing: float = 0.0
-    """Share of the labels taken for wrong (cdpo, robust, exo_pair, aot, cpo, simpo, alphapo). exo_pair: 0 means 1e-3."""
+    """Share of the labels taken for wrong (cdpo, robust, exo_pair, aot, cpo, simpo). 0 means 1e-3 for exo_pair."""
     ld_alpha: float = 1.0
     """Weight of the tokens beyond the shorter answer's length (LD-DPO); 1 counts them in full."""
     use_weighting: bool = False

@@ -38,7 +38,7 @@ class Format(Generic[T]):
 def build_chat(value: object, place: str) -> Chat:
     """RowFault when the row is no conversation that ends with an answer."""
     row = as_row(value)
-    messages = _match(row, CHATS).build(row)
+    messages = match(row, CHATS).build(row)
     if messages[-1].role == "user":
         raise RowFault("the conversation ends with the user, not with an answer")
     if messages[0].role != "text" and all(message.role != "user" for message in messages):
@@ -49,14 +49,14 @@ def build_chat(value: object, place: str) -> Chat:
 def build_pair(value: object, place: str) -> Pair:
     """RowFault when the row is no prompt with two different answers."""
     row = as_row(value)
-    found = _match(row, PAIRS)
+    found = match(row, PAIRS)
     return Pair(*found.build(row), place, _rest(row, found.needs))
 
 
 def build_prompt(value: object, place: str) -> Prompt:
     """RowFault when the row holds nothing to answer."""
     row = as_row({"prompt": value} if isinstance(value, str) else value)
-    found = _match(row, PROMPTS)
+    found = match(row, PROMPTS)
     messages = found.build(row)
     if not messages or messages[-1].role != "user":
         last = f"the {messages[-1].role}" if messages else "nobody"
@@ -70,7 +70,8 @@ def _rest(row: Row, needs: tuple[str, ...]) -> Row:
     return {name: item for name, item in row.items() if name not in used}
 
 
-def _match(row: Row, formats: tuple[Format[T], ...]) -> Format[T]:
+def match(row: Row, formats: tuple[Format[T], ...]) -> Format[T]:
+    """The first format whose fields the row has; RowFault names the field that the likeliest one lacks."""
     for form in formats:
         if all(name in row for name in form.needs) and form.unless not in row:
             return form

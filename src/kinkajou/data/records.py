@@ -48,6 +48,16 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """`prompt` ends with the user; `answer` follows it, and somebody said whether it is good."""
+
+    prompt: Messages
+    answer: Messages
+    good: bool
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """Ends with the user; `meta` is what else the row holds (an answer to check against, say)."""
 

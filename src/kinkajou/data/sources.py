@@ -15,12 +15,14 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from kinkajou.data.containers import Records, faults_named, records, suffix_of
 from kinkajou.data.formats import build_chat, build_pair, build_prompt
-from kinkajou.data.records import Chat, Message, Pair, Prompt, Role, RowFault, listed, shown
+from kinkajou.data.judged import build_judged
+from kinkajou.data.records import Chat, Judged, Message, Pair, Prompt, Role, RowFault, listed, shown
 from kinkajou.errors import UserError, did_you_mean
 
 __all__ = [
     "BadRow",
     "Chat",
+    "Judged",
     "Message",
     "Pair",
     "Prompt",
@@ -28,6 +30,7 @@ __all__ = [
     "Rows",
     "describe_skipped",
     "read_chats",
+    "read_judged",
     "read_pairs",
     "read_prompts",
 ]
@@ -71,6 +74,13 @@ def read_pairs(
 ) -> Rows[Pair]:
     """Preferences: two answers to one prompt, the better one known. Arguments as in `read_chats`."""
     return _read(source, build_pair, subset, max_rows, bad_rows)
+
+
+def read_judged(
+    source: str, *, subset: str | None = None, max_rows: int | None = None, bad_rows: OnBadRow = "error"
+) -> Rows[Judged | Pair]:
+    """Answers that are known to be good or bad; a pair is one of each. Arguments as in `read_chats`."""
+    return _read(source, build_judged, subset, max_rows, bad_rows)
 
 
 def read_prompts(

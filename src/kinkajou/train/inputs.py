@@ -11,11 +11,13 @@ from kinkajou import config
 from kinkajou.data.loader import hold_out
 from kinkajou.data.sources import (
     Chat,
+    Judged,
     Pair,
     Prompt,
     Rows,
     describe_skipped,
     read_chats,
+    read_judged,
     read_pairs,
     read_prompts,
 )
@@ -47,9 +49,9 @@ def reward_inputs(cfg: config.RewardConfig) -> Inputs[Pair]:
     return split(cfg.source, cfg.run.seed, read_pairs)
 
 
-def prefer_inputs(cfg: config.PreferConfig) -> Inputs[Pair]:
+def prefer_inputs(cfg: config.PreferConfig) -> Inputs[Pair | Judged]:
     check_output(cfg.run)
-    return split(cfg.source, cfg.run.seed, read_pairs)
+    return split(cfg.source, cfg.run.seed, read_judged if cfg.method.reads == "judged" else read_pairs)
 
 
 def rl_inputs(cfg: config.RLConfig) -> RLInputs:

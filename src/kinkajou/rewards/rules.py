@@ -6,6 +6,10 @@ from collections.abc import Callable
 from kinkajou.data.world import check
 from kinkajou.errors import UserError, did_you_mean
 from kinkajou.rewards.answer import Answer, Rule
+from kinkajou.rewards.countdown import countdown
+from kinkajou.rewards.forms import pattern, repetition, tags
+from kinkajou.rewards.ifeval import ifeval
+from kinkajou.rewards.truths import boxed, exact, number, sequence
 
 __all__ = ["RULES", "Answer", "Rule", "parse_rule"]
 
@@ -27,6 +31,16 @@ def length(argument: str) -> Rule:
     return lambda answer: max(0.0, 1 - abs(len(answer.text.split()) - wanted) / wanted)
 
 
+def words(argument: str) -> Rule:
+    """1 if the answer has as many words as asked: `20-50`, `20-` or `-50`."""
+    low, dash, high = argument.partition("-")
+    sound = dash and (low or high) and all(end.isdecimal() and len(end) < 10 for end in (low, high) if end)
+    least, most = (int(low or 0), int(high or 10**9)) if sound else (1, 0)
+    if least > most:
+        raise UserError("rule:words needs a range", evidence=repr(argument), fix="rule:words:20-50")
+    return lambda answer: float(least <= len(answer.text.split()) <= most)
+
+
 def ended(argument: str) -> Rule:
     """1 if the answer ended by itself."""
     return lambda answer: float(answer.ended)
@@ -40,14 +54,28 @@ def world(argument: str) -> Rule:
 RULES: dict[str, Callable[[str], Rule]] = {
     "mentions": mentions,
     "length": length,
+    "words": words,
     "ended": ended,
+    "repetition": repetition,
+    "exact": exact,
+    "number": number,
+    "boxed": boxed,
+    "countdown": countdown,
+    "sequence": sequence,
+    "format": tags,
+    "regex": pattern,
+    "ifeval": ifeval,
     "world": world,
 }
+BARE = ("ended", "countdown", "sequence", "world")
 
 
 def parse_rule(spec: str) -> Rule:
     """The rule that `rule:NAME[:ARGUMENT]` names."""
-    _, name, argument = f"{spec}::".split(":", 2)
+    _, _, rest = spec.partition(":")
+    name, _, argument = rest.partition(":")
     if name not in RULES:
-        raise UserError(f"unknown rule {name!r}", fix=did_you_mean(name, tuple(RULES)))
-    return RULES[name](argument.removesuffix("::").removesuffix(":"))
+        raise UserError(f"unknown rule {name!r}", fix=f"{did_you_mean(name, tuple(RULES))} (docs/rewards.md)")
+    if argument and name in BARE:
+        raise UserError(f"rule:{name} takes no argument", evidence=repr(argument), fix=f"rule:{name}")
+    return RULES[name](argument)

@@ -97,6 +97,7 @@ def check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
+        (host or "").encode("idna")  # a label beyond 63 characters
     except ValueError as fault:
         raise UserError("a reward service needs a sound URL", evidence=f"{url!r}: {fault}", fix=fix) from None
     if not host or not url.isprintable() or not url.isascii() or " " in url or parts.fragment:

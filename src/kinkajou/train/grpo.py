@@ -5,23 +5,23 @@ GRPO (Shao 2024), Dr. GRPO (Liu 2025), DAPO (Yu 2025), GSPO (Zheng 2025), CISPO 
 (config/dialects.py).
 """
 
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 
-from kinkajou.algos import advantages, kl
-from kinkajou.algos.groups import group_advantages, zero_spread
+from kinkajou.algos import kl
+from kinkajou.algos.groups import zero_spread
 from kinkajou.algos.losses import Loss
 from kinkajou.batch import GRPOBatch
 from kinkajou.config import GRPOConfig
 from kinkajou.data.loader import share
 from kinkajou.parallel.strategy import Strategy, make_strategy
+from kinkajou.train.estimates import grpo_advantages
 from kinkajou.train.inputs import RLInputs
 from kinkajou.train.parts import RLParts, check_divisible, load_parts
-from kinkajou.train.policy import correction, kl_term, policy_loss, sample_metrics, set_rate, whitened
+from kinkajou.train.policy import correction, kl_term, policy_loss, sample_metrics, set_rate
 from kinkajou.train.rollouts import (
     Sampled,
     examine,
@@ -71,31 +71,17 @@ def train_grpo(cfg: GRPOConfig, inputs: RLInputs) -> Path:
 def score(cfg: GRPOConfig, parts: RLParts, sampled: Sampled, s: Strategy) -> tuple[GRPOBatch, dict[str, float]]:
     """Log-probabilities and advantages of this rank's rollouts: all that an update reads."""
     rollout, budget, sampling = sampled.rollout, cfg.optim.tokens_per_microbatch, parts.sampling
-    mask, algo, coefficient = rollout.mask, cfg.algo, parts.state.kl_coef
+    mask, coefficient = rollout.mask, parts.state.kl_coef
     logp = in_parts(rollout, budget, lambda b: parts.language(b.tokens, b.mask, sampling).logp)
     ref_logp = in_parts(rollout, budget, parts.reference) if parts.reference else torch.zeros_like(logp)
     kl_reward = kl_term(cfg, logp, ref_logp) * mask if parts.reference else torch.zeros_like(logp)
     in_reward = coefficient if cfg.kl.kl_in == "reward" else 0.0
     scores = shaped(cfg, rollout)
-    compared = partial(
-        group_advantages,
-        size=algo.group_size,
-        baseline=algo.baseline,
-        scale=algo.scale,
-        variance=cfg.numerics.group_variance,
-        eps=cfg.numerics.group_eps,
-        all_sum=s.all_sum,
-    )
-    if algo.returns == "token":
-        rewards = advantages.token_rewards(compared(scores), kl_reward, mask, kl_coef=in_reward)
-        raw = advantages.rewards_to_go(rewards, mask, gamma=1.0)
-    else:
-        raw = compared(scores - in_reward * kl_reward.sum(1))[:, None] * mask
-    normal = whitened(cfg, raw, mask, s) if cfg.numerics.whiten_advantages else raw
-    weights, worst = correction(cfg, rollout.sampler_logp, logp, mask, s)
+    advantages = grpo_advantages(cfg, scores, kl_reward, mask, kl_coef=in_reward, s=s)
+    weights, gap = correction(cfg, rollout.sampler_logp, logp, mask, s)
     trained = mask & rollout.ended[:, None] if cfg.shaping.mask_truncated else mask
-    flat = zero_spread(scores.view(-1, algo.group_size)).float()
-    return GRPOBatch(rollout.tokens, trained, logp, ref_logp, normal, weights), {
+    flat = zero_spread(scores.view(-1, cfg.algo.group_size)).float()
+    return GRPOBatch(rollout.tokens, trained, logp, ref_logp, advantages, weights), {
         **sample_metrics(
             sampled,
             scores - in_reward * kl_reward.sum(1),
@@ -105,7 +91,7 @@ def score(cfg: GRPOConfig, parts: RLParts, sampled: Sampled, s: Strategy) -> tup
         ),
         **({"kl_coef": coefficient} if parts.reference else {}),
         "zero_spread": mean_over_samples(flat, s),
-        "engine_gap_max": worst,
+        **gap,
     }
 
 

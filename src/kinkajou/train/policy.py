@@ -71,26 +71,24 @@ def surrogate_metrics(
     return {name: (x * b.mask).sum() / tokens for name, x in terms.items()}
 
 
-def correction(cfg: RLConfig, sampler_logp: Tensor, logp: Tensor, mask: Tensor, s: Strategy) -> tuple[Tensor, float]:
-    """Importance weights of the tokens where engine and trainer disagree beyond the bound, else 1; the worst gap."""
+def correction(
+    cfg: RLConfig, sampler_logp: Tensor, logp: Tensor, mask: Tensor, s: Strategy
+) -> tuple[Tensor, dict[str, float]]:
+    """Importance weights of the tokens where engine and trainer disagree beyond the bound, else 1.
+
+    `engine_gap_max` is the worst token's distance in nats, `correction` the share of tokens whose weight is not 1.
+    """
     worst = max_over_ranks(((sampler_logp - logp).abs() * mask).max(), s)
     how = cfg.rollout.rollout_correction
     if how == "none" or worst <= cfg.rollout.correction_bound:
-        return torch.ones_like(logp), worst
-    return losses.importance_correction(logp, sampler_logp, mask, how, cap=cfg.rollout.correction_cap), worst
+        return torch.ones_like(logp), {"engine_gap_max": worst, "correction": 0.0}
+    weights = losses.importance_correction(logp, sampler_logp, mask, how, cap=cfg.rollout.correction_cap)
+    moved = tensors.masked_mean((weights != 1).float(), mask, all_sum=s.all_sum).item()
+    return weights, {"engine_gap_max": worst, "correction": moved}
 
 
 def max_over_ranks(x: Tensor, s: Strategy) -> float:
     return float(s.all_rows(x.reshape(1)).max())
-
-
-def whitened(cfg: RLConfig, x: Tensor, mask: Tensor, s: Strategy, *, keep_mean: bool = False) -> Tensor:
-    """By the dialect's convention."""
-    how = cfg.numerics
-    everyone = s.all_sum if how.whiten_over == "all" else tensors.alone
-    return tensors.whiten(
-        x, mask, variance=how.whiten_variance, eps=how.whiten_eps, keep_mean=keep_mean, all_sum=everyone
-    )
 
 
 def sample_metrics(

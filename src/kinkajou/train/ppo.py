@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kinkajou.algos import advantages, kl, losses, tensors
+from kinkajou.algos import kl, losses, tensors
 from kinkajou.algos.losses import Loss
 from kinkajou.batch import GRPOBatch, PPOBatch, TokenBatch, ValueBatch
 from kinkajou.config import PPOConfig
 from kinkajou.data.loader import share
 from kinkajou.parallel.strategy import Strategy, make_strategy
+from kinkajou.train.estimates import ppo_estimates, value_targets
 from kinkajou.train.inputs import RLInputs
 from kinkajou.train.parts import Critic, RLParts, check_divisible, load_critic, load_parts, ptx_batches
-from kinkajou.train.policy import correction, kl_term, policy_loss, sample_metrics, set_rate, whitened
+from kinkajou.train.policy import correction, kl_term, policy_loss, sample_metrics, set_rate
 from kinkajou.train.rollouts import Sampled, examine, joined, minibatches, sample_prompts, shaped
 from kinkajou.train.run import Run
 from kinkajou.train.sft import token_loss
@@ -68,37 +69,26 @@ def score(
 ) -> tuple[PPOBatch, dict[str, float]]:
     """Log-probabilities, values, rewards and advantages of this rank's rollouts: all that an update reads."""
     rollout, budget, sampling = sampled.rollout.widen(1), cfg.optim.tokens_per_microbatch, parts.sampling
-    mask, longest, coefficient = rollout.mask, cfg.rollout.max_new_tokens, parts.state.kl_coef
-    value_mask = advantages.extended(mask, longest) if cfg.numerics.score_at == "after_last" else mask
+    mask, coefficient = rollout.mask, parts.state.kl_coef
+    asked = TokenBatch(rollout.tokens, value_targets(cfg, mask))
     logp = in_parts(rollout, budget, lambda b: parts.language(b.tokens, b.mask, sampling).logp)
     assert parts.reference  # PPO always has one
     ref_logp = in_parts(rollout, budget, parts.reference)
-    values = in_parts(TokenBatch(rollout.tokens, value_mask), budget, values_of(parts, critic, s))
-    scores, in_reward = shaped(cfg, rollout), coefficient if cfg.kl.kl_in == "reward" else 0.0
-    kl_reward = kl_term(cfg, logp, ref_logp)
-    if cfg.algo.advantage == "bandit":
-        raw, returns = advantages.bandit(scores, kl_reward, values, mask, kl_coef=in_reward)
-        rewards = (scores - in_reward * (kl_reward * mask).sum(1) / mask.sum(1))[:, None]
-        value_mask = advantages.only_first(mask)
-    else:
-        where = advantages.last_target(value_mask)
-        rewards = advantages.token_rewards(scores, kl_reward, mask, kl_coef=in_reward, at=where)
-        if cfg.numerics.whiten_rewards:
-            rewards = whitened(cfg, rewards, value_mask, s, keep_mean=True)
-        step = partial(advantages.gae, rewards, values, value_mask, gamma=cfg.algo.gamma)
-        raw, returns = step(lam=cfg.algo.lam)
-        if cfg.algo.lam_critic is not None:  # decoupled GAE (Yuan 2025, VC-PPO)
-            _, returns = step(lam=cfg.algo.lam_critic)
-    normal = whitened(cfg, raw, mask, s) if cfg.numerics.whiten_advantages else raw * mask
-    weights, worst = correction(cfg, rollout.sampler_logp, logp, mask, s)
+    values = in_parts(asked, budget, values_of(parts, critic, s))
+    scores, kl_reward = shaped(cfg, rollout), kl_term(cfg, logp, ref_logp)
+    in_reward = coefficient if cfg.kl.kl_in == "reward" else 0.0
+    made = ppo_estimates(cfg, scores, kl_reward, values, mask, kl_coef=in_reward, s=s)
+    weights, gap = correction(cfg, rollout.sampler_logp, logp, mask, s)
     trained = mask & rollout.ended[:, None] if cfg.shaping.mask_truncated else mask
-    batch = PPOBatch(rollout.tokens, trained, logp, ref_logp, normal, weights, value_mask, values, returns)
-    variance = tensors.explained_variance(values, returns, value_mask, all_sum=s.all_sum)
+    batch = PPOBatch(
+        rollout.tokens, trained, logp, ref_logp, made.advantages, weights, made.value_mask, values, made.returns
+    )
+    variance = tensors.explained_variance(values, made.returns, made.value_mask, all_sum=s.all_sum)
     return batch, {
-        **sample_metrics(sampled, rewards.sum(1), logp[:, :-1], kl.k1(logp, ref_logp)[:, :-1], s),
+        **sample_metrics(sampled, made.rewards.sum(1), logp[:, :-1], kl.k1(logp, ref_logp)[:, :-1], s),
         "kl_coef": coefficient,
         "explained_variance": variance.item(),
-        "engine_gap_max": worst,
+        **gap,
     }
 
 

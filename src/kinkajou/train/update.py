@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from kinkajou.algos.losses import Loss
 from kinkajou.batch import TokenBatch, split_by_tokens
-from kinkajou.errors import UserError
 from kinkajou.parallel.strategy import Strategy
 
 B = TypeVar("B", bound=TokenBatch)
@@ -55,12 +54,9 @@ def update(
             totals[name] = totals.get(name, torch.zeros((), device=x.device)) + x.detach()
     norm = strategy.clip_grads(model, max_norm)
     if not torch.isfinite(norm):
-        raise UserError(
-            "the gradient is not finite; the weights were not touched",
-            evidence=f"norm {norm.item()}, losses {[round(x.item(), 4) for x in totals.values()]}",
-            fix="lower --lr, or look for a broken record in this step's batch",
-            exit_code=3,
-        )
+        from kinkajou.train.nonfinite import not_finite  # it looks at objectives, so it comes after this module
+
+        raise not_finite(strategy, model, parts, norm)
     optimizer.step()
     optimizer.zero_grad()
     summed = strategy.all_sum(torch.stack([totals[name].float() for name in totals]))

@@ -7,6 +7,7 @@ A field with the default "" must be given.
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kinkajou.config import findings
 from kinkajou.errors import UserError, did_you_mean
 
 STRATEGIES = ("naive", "ddp")
@@ -144,6 +145,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "log_every", "sample_every")
         at_least(self, 0, "eval_every", "save_every", "seed")
+        findings.check_names(self.stop_on)
         name = STRATEGY_ALIASES.get(self.strategy, self.strategy)
         object.__setattr__(self, "strategy", name)
         if name in PLANNED_STRATEGIES:

@@ -33,7 +33,7 @@ def fit(
 
     `prepare(step, batch)`, steps from 0, adds what needs the whole batch before any of it is trained on.
     """
-    s = run.strategy
+    s, run.writer = run.strategy, write
     for step in run.steps():
         lr = lr_at(step - 1, run.total, peak=optim.lr, warmup=optim.warmup, schedule=optim.schedule)
         set_lr(optimizer, lr)

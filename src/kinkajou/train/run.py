@@ -1,7 +1,7 @@
 """A training run: its folder, step counter, metrics, samples, checkpoints and progress bar.
 
 The folder is the interface between all tools: `config.toml`, `metrics.jsonl`, `samples.jsonl`,
-`checkpoints/step-000120/` (a plain Hugging Face folder), `best.json`.
+`findings.jsonl`, `checkpoints/step-000120/` (a plain Hugging Face folder), `best.json`.
 """
 
 import json
@@ -14,19 +14,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from torch import Tensor
 
 from kinkajou import config
+from kinkajou.errors import UserError
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.train.console import Console, environment
+from kinkajou.train.diagnosis import Diagnosis, Finding, stops
+from kinkajou.train.nonfinite import NotFinite
 
 Writer = Callable[[Path], None]
+WRITTEN = ("config.toml", "metrics.jsonl", "samples.jsonl", "findings.jsonl", "best.json", "report.html")
+REFERENCE = "reference.safetensors"
 
 
-def clear_run(folder: Path) -> None:
+def clear_run(folder: Path, *, keep: Sequence[str] = ()) -> None:
     """Deletes what a run wrote, and nothing else that may lie in the folder."""
-    for name in ("config.toml", "metrics.jsonl", "samples.jsonl", "best.json", "report.html"):
-        (folder / name).unlink(missing_ok=True)
+    names = {*WRITTEN, REFERENCE} - {*keep}
+    for path in [*(folder / name for name in names), *folder.glob("unscored-*.jsonl")]:
+        path.unlink(missing_ok=True)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
@@ -39,6 +46,9 @@ class Run:
         self.settings, self.strategy, self.total = cfg.run, strategy, total
         self.folder, self.step = Path(cfg.run.output), 0
         self.writes = strategy.rank == 0
+        self.writer: Writer | None = None
+        """What writes a checkpoint if a finding stops the run (`--stop_on`)."""
+        self.diagnosis = Diagnosis(bf16=cfg.base.dtype == "bf16")
         self.started = time.monotonic()
         self._phase_s: dict[str, float] = {}
         self._phase_tokens: dict[str, int] = {}
@@ -46,7 +56,8 @@ class Run:
         self._best: float = -math.inf
         self._files: dict[str, TextIO] = {}
         if self.writes:
-            clear_run(self.folder)
+            # Preference training has read or renewed its cache before; it fits or is not used.
+            clear_run(self.folder, keep=(REFERENCE,) if stage == "prefer" else ())
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             tables = {stage: config.flat(cfg), "environment": environment(strategy.world)}
             (self.folder / "config.toml").write_text(config.to_toml(tables), encoding="utf-8")
@@ -65,9 +76,15 @@ class Run:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times a part of the step."""
+        """Times a part of the step.  One that ends in a number that is not finite leaves the finding."""
         start = time.monotonic()
-        yield
+        try:
+            yield
+        except NotFinite as fault:
+            cause = f"a loss or gradient is not finite, first in {fault.place}"
+            seen = {"seen": fault.evidence}
+            self._append("findings.jsonl", Finding("not_finite", self.step, cause, seen, fault.fix, ()).line)
+            raise
         self._phase_s[name] = self._phase_s.get(name, 0.0) + time.monotonic() - start
 
     def count_tokens(self, phase: str, tokens: Tensor) -> None:
@@ -76,7 +93,10 @@ class Run:
         self._phase_tokens[phase] = self._phase_tokens.get(phase, 0) + total
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """One line of `metrics.jsonl`: the step, seconds since the start, tokens/s of each phase, the metrics."""
+        """One line of `metrics.jsonl`: the step, seconds since the start, tokens/s of each phase, the metrics.
+
+        Then they are diagnosed; a finding that `--stop_on` names ends the run with exit code 3.
+        """
         speeds = {
             f"{name}_tokens_per_s": tokens / max(self._phase_s[name], 1e-9)
             for name, tokens in self._phase_tokens.items()
@@ -85,6 +105,32 @@ class Run:
         row = {"step": self.step, "time_s": round(time.monotonic() - self.started, 3), **metrics, **speeds}
         self._append("metrics.jsonl", row)
         self.console.show(self.step, row)
+        found = self.diagnosis.observe(self.step, metrics)
+        for finding in found:
+            if finding.seen == 1:
+                self.say(str(finding))
+            if self.diagnosis.due(finding):
+                self._append("findings.jsonl", finding.line)
+        self._stop_on(found)
+
+    def _stop_on(self, found: Sequence[Finding]) -> None:
+        """Stops on all ranks or on none: each has the same metrics, but a checkpoint is no place to rely on it."""
+        if not self.settings.stop_on:
+            return
+        fatal = next((finding for finding in found if stops(finding, self.settings.stop_on)), None)
+        votes = self.strategy.all_sum(torch.tensor(float(fatal is not None), device=self.strategy.device))
+        if not votes:
+            return
+        saved = "no checkpoint: this stage has not told the run how to write one"
+        if self.writer:
+            self.save(self.writer)
+            saved = f"saved: {self._checkpoint(self.step)}"
+        raise UserError(
+            f"stopped at step {self.step} on {fatal.name}: {fatal.cause}" if fatal else "another process stopped",
+            evidence=f"{fatal.seen_as}; {saved}" if fatal else saved,
+            fix=fatal.action if fatal else "see findings.jsonl",
+            exit_code=3,
+        )
 
     def say(self, text: str) -> None:
         """A notice for the user."""
@@ -118,6 +164,8 @@ class Run:
     def finish(self, write: Writer) -> Path:
         """The last checkpoint, and the export if one is asked for; returns the checkpoint to use."""
         self.save(write)
+        for finding in self.diagnosis.unwritten():
+            self._append("findings.jsonl", finding.line)
         for file in self._files.values():
             file.close()
         chosen = self._checkpoint(self._best_step() if self._best_step() is not None else self.step)
@@ -125,6 +173,8 @@ class Run:
             target = Path(self.settings.export)
             target.mkdir(parents=True, exist_ok=True)
             shutil.copytree(chosen, target, dirs_exist_ok=True)
+        if summary := self.diagnosis.summary():
+            self.say(summary)
         self.say(f"done: {chosen}")
         self.strategy.barrier()
         return chosen

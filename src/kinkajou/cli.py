@@ -82,6 +82,8 @@ def grouped(kind: type[Any]) -> type[Any]:
             kind.__annotations__[item.name] = Annotated[int, Parameter(converter=whole)]
         elif item.type == int | None:
             kind.__annotations__[item.name] = Annotated[int | None, Parameter(converter=whole_or_none)]
+        elif item.type == tuple[str, ...]:  # --stop-on A B, or --stop-on A --stop-on B
+            kind.__annotations__[item.name] = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
     return kind
 
 

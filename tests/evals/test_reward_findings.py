@@ -69,15 +69,18 @@ def test_the_way_of_miscalibration_is_said() -> None:
     for case, word in (("overconfident", "over"), ("underconfident", "under")):
         (found,) = (f for f in findings(health(CASES[case][0]), STABLE) if f.name == "miscalibrated")
         assert f"{word}confident" in found.cause
-        assert "divided by" in found.action
+        assert "divide margins by" in found.action
 
 
 def test_format() -> None:
-    pairs = [
-        ScoredPair(ScoredAnswer(p.chosen.text, 9, p.chosen.text.count("-")), ScoredAnswer("text", 9, 0.1 * (i % 2)))
-        for i, p in enumerate(made(good))
-    ]
+    def bulleted(answer: ScoredAnswer) -> ScoredAnswer:
+        return ScoredAnswer(answer.text, 9, answer.text.count("-") + 0.1 * answer.score)
+
+    pairs = [ScoredPair(bulleted(p.chosen), bulleted(p.rejected)) for p in made(good)]
     assert "format_bullets" in names(pairs)
+    # Where people choose the same way, the labels teach it.
+    taught = [p if p.margin > 0 else ScoredPair(p.rejected, p.chosen) for p in pairs]
+    assert [name for name in names(taught) if name.startswith("format")] == []
 
 
 def test_a_weak_subset() -> None:

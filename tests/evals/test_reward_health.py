@@ -150,6 +150,8 @@ def test_features_over_the_pairs_that_differ(name: str) -> None:
     assert found.model.count == len(rows) < len(PAIRS)
     assert found.model.value == pytest.approx(both_directions(d, m), rel=1e-9)
     assert found.people.value == pytest.approx(both_directions(d, [1.0] * len(rows)), rel=1e-9)
+    signs = [1.0 if x > 0 else -1.0 if x < 0 else 0.0 for x in m]
+    assert found.choice.value == pytest.approx(both_directions(d, signs), rel=1e-9)
     table = np.corrcoef([x + [-a for a in x] for x in (d, m, longer)])
     inverse = np.linalg.inv(table)  # partial correlation from the precision matrix
     assert found.beyond_length.value == pytest.approx(-inverse[0, 1] / math.sqrt(inverse[0, 0] * inverse[1, 1]))

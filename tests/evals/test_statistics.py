@@ -59,6 +59,8 @@ def test_what_is_not_defined_is_none() -> None:
     assert paired_correlation([0.0, 0.0], [1.0, 2.0]).value is None
     same = paired_correlation(X, X)
     assert partial(same, same, same).value is None
+    few = paired_correlation(X[:4], Y[:4])
+    assert partial(few, few, few).value is None
     assert (correlation([1.0, 2.0], [1.0, 3.0]).low, correlation([1.0, 2.0], [1.0, 3.0]).high) == (-1, 1)
     assert share(0, 0).value is None
 

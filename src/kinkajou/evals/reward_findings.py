@@ -120,7 +120,7 @@ def of_calibration(health: Health) -> Iterator[Finding]:
     if way == "under":
         action = "train longer; the order of answers is right before their distance is"
     if found.temperature is not None:
-        action += f"; or read margins divided by {found.temperature:.2g} as log-odds (a policy's --kl_coef is in units of the score)"
+        action += f"; or divide margins by {found.temperature:.3g} where they are read as log-odds"
     yield Finding(
         "miscalibrated",
         f"the model is {way}confident: its margins are no probabilities",
@@ -175,13 +175,16 @@ def of_features(health: Health) -> Iterator[Finding]:
         r, beyond = found.model, found.beyond_length
         if r.count < FEW_OF_A_KIND or r.value is None or abs(r.value) <= STRONG or not r.is_real:
             continue
+        # Within people's interval the model only repeats what the labels teach.
+        if found.choice.value is None or found.people.low <= found.choice.value <= found.people.high:
+            continue
         yield Finding(
             f"format_{found.name}",
-            f"the score goes with {found.name} in the answer",
+            f"the score goes with {found.name} in the answer, and the labels do not teach that",
             f"correlation {told_r(r)} over {r.count} pairs that differ in it; at equal length "
-            f"{told_r(beyond)}; people's choice {told_r(found.people)}",
-            "if people's is far below, add pairs in which the better answer has "
-            + ("fewer" if r.value > 0 else "more"),
+            f"{told_r(beyond)}; the model's choice {told_r(found.choice)}, people's {told_r(found.people)}",
+            f"add pairs in which the better answer has {'fewer' if r.value > 0 else 'more'} of them, or a rule "
+            "beside the reward model",
         )
 
 

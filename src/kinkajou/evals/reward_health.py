@@ -83,6 +83,7 @@ class Feature:
 
     name: str
     model: Correlation  # difference of scores and of the feature
+    choice: Correlation  # the model's choice and difference of the feature: what compares with `people`
     people: Correlation  # people's choice and difference of the feature
     beyond_length: Correlation  # as `model`, at equal difference of tokens
 
@@ -245,6 +246,7 @@ def feature(name: str, measure: Callable[[str], float], pairs: Sequence[ScoredPa
     return Feature(
         name=name,
         model=model,
+        choice=paired_correlation(differences, [math.copysign(float(m != 0), m) for m in margins]),
         people=paired_correlation(differences, [1.0] * len(rows)),
         beyond_length=partial(model, paired_correlation(differences, longer), paired_correlation(margins, longer)),
     )

@@ -106,14 +106,14 @@ def length_block(found: Length) -> RenderableType:
 
 def feature_block(features: Sequence[Feature]) -> RenderableType:
     def value(r: Correlation) -> str:
-        return "-" if r.value is None else f"{r.value:+.2f}"
+        return "-" if r.value is None or r.count < 4 else f"{r.value:+.2f}"
 
     rows = [
         (
             found.name,
             f"{found.model.count:,}",
             value(found.model),
-            f"{found.model.low:+.2f} to {found.model.high:+.2f}",
+            f"{found.model.low:+.2f} to {found.model.high:+.2f}" if found.model.count > 3 else "-",
             value(found.beyond_length),
             value(found.people),
         )

@@ -67,8 +67,8 @@ def paired_correlation(x: Sequence[float], y: Sequence[float]) -> Correlation:
 
 
 def partial(xy: Correlation, xz: Correlation, yz: Correlation) -> Correlation:
-    """Correlation of x and y among observations of equal z (Yule 1907)."""
-    if xy.value is None or xz.value is None or yz.value is None:
+    """Correlation of x and y among observations of equal z (Yule 1907); None below five."""
+    if xy.value is None or xz.value is None or yz.value is None or xy.count < 5:
         return with_interval(None, 0)
     left = (1 - xz.value**2) * (1 - yz.value**2)
     value = (xy.value - xz.value * yz.value) / math.sqrt(left) if left > 1e-9 else None

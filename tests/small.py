@@ -15,7 +15,13 @@ from kinkajou import config
 from kinkajou.train import STARTERS
 from tiny import save_source, tiny_tokenizer
 
-KINDS = {"sft": config.SFTConfig, "reward": config.RewardConfig, "ppo": config.PPOConfig, "grpo": config.GRPOConfig}
+KINDS = {
+    "sft": config.SFTConfig,
+    "reward": config.RewardConfig,
+    "prefer": config.PreferConfig,
+    "ppo": config.PPOConfig,
+    "grpo": config.GRPOConfig,
+}
 
 
 def say(dice: random.Random, low: int, high: int) -> str:
@@ -44,6 +50,7 @@ class Small:
         own: dict[str, dict[str, Any]] = {
             "sft": {"data": self.chats, "batch_size": 8, "epochs": 1},
             "reward": {"data": self.pairs, "batch_size": 8, "epochs": 1},
+            "prefer": {"data": self.pairs, "batch_size": 8, "epochs": 1},
             "ppo": {
                 "prompts": self.prompts,
                 "reward": self.judge,

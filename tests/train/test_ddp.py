@@ -21,12 +21,16 @@ from small import Small, metrics, steps_kept, weights
 # turns the rounding of a gradient near 0 into a whole step.
 COMMON: dict[str, Any] = {"tokens_per_microbatch": 40, "lr": 1e-4, "warmup": 0.0, "max_norm": 1.0}
 PTX = {"ptx_coef": 0.3, "ptx_batch_size": 4}
+HELD: dict[str, Any] = {"eval_share": 0.1, "batch_size": 6, "epochs": 0.84}
 JOBS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {"eval_share": 0.1, "batch_size": 6, "epochs": 0.84}),
     "reward": ("reward", {"eval_share": 0.1, "batch_size": 6, "epochs": 0.84}),
     "ppo-rule": ("ppo", {"reward": "rule:length:3", "keep_best": "score", "eval_every": 2, "kl_coef": 0.3, **PTX}),
     "ppo-model": ("ppo", {"missing_end_penalty": 0.5, "top_k": 20, "minibatch_size": 2}),
     "sft-lora": ("sft", {"lora_rank": 2, "epochs": 0.4}),
+    "prefer": ("prefer", {**HELD, "use_weighting": True, "ld_alpha": 0.5}),
+    "prefer-aot": ("prefer", {**HELD, "loss": ("aot", "aot_unpaired", "0.3*sft"), "reference": "llama-nano"}),
+    "prefer-kto": ("prefer", {**HELD, "loss": ("kto",), "epochs": 0.42}),
 }
 NOT_COMPARED = ("time_s", "tokens_per_s")
 
@@ -61,6 +65,7 @@ def on_two(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # The second rank has nothing to evaluate.
     one = {**COMMON, "epochs": 0.2, "eval_share": 0.01}
     jobs |= {"sft-one": ("sft", one), "reward-one": ("reward", one)}
+    jobs["prefer-one"] = ("prefer", {**one, "loss": ("aot", "0.5*sft")})
     (folder / "held_out.jsonl").write_text('{"prompt": "w5 w6"}\n')
     one_prompt = {"eval_prompts": str(folder / "held_out.jsonl"), "steps": 1, "eval_every": 1}
     jobs["ppo-one"] = ("ppo", {**COMMON, **one_prompt})
@@ -108,7 +113,9 @@ def test_samples_of_all_ranks_are_written_in_the_order_of_one_process(
     assert (on_two / "ppo-rule" / "samples.jsonl").read_text() == (tmp_path / "run" / "samples.jsonl").read_text()
 
 
-@pytest.mark.parametrize(("name", "key"), [("sft-one", "eval_loss"), ("reward-one", "eval_pairs")])
+@pytest.mark.parametrize(
+    ("name", "key"), [("sft-one", "eval_loss"), ("reward-one", "eval_pairs"), ("prefer-one", "eval_loss")]
+)
 def test_a_rank_without_held_out_rows_does_no_harm(name: str, key: str, on_two: Path) -> None:
     assert metrics(on_two / name)[-1][key] is not None
 

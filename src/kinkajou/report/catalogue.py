@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 STAGE_TITLES = {
     "sft": "Supervised tuning",
     "reward": "Reward model",
+    "prefer": "Preference tuning",
     "preference": "Preference tuning",
     "dpo": "DPO",
     "kto": "KTO",
@@ -63,6 +64,7 @@ _SPEED = Panel(
     read="Dips are waits for data, for the disk or for another program on the machine.",
     series={
         "tokens_per_s": "",
+        "train_tokens_per_s": "training",
         "rollout_tokens_per_s": "rollout",
         "score_tokens_per_s": "scoring",
         "update_tokens_per_s": "update",
@@ -85,6 +87,44 @@ _MARGIN = panel(
     (0.0,),
     margin="training",
 )
+_PREFERENCE: Groups = [
+    (
+        "Does it tell good from bad?",
+        [
+            panel("Loss", "", "Lower is better. DPO starts at 0.693, the cost of a coin flip.", loss="training"),
+            _ACCURACY,
+            replace(_MARGIN, unit="chosen minus rejected implicit reward"),
+        ],
+    ),
+    (
+        "By which side?",
+        [
+            panel(
+                "Implicit reward",
+                "beta x log-ratio to the reference",
+                "Chosen should rise, rejected fall. Both falling together is common; chosen falling fast is a warning.",
+                (0.0,),
+                reward_chosen="chosen",
+                reward_rejected="rejected",
+            ),
+            panel(
+                "Log-probability of the answers",
+                "nats/answer",
+                "If the chosen answers become much less likely, lower the rate or raise beta, or add 0.2*sft.",
+                logp_chosen="chosen",
+                logp_rejected="rejected",
+            ),
+            panel(
+                "Reference point",
+                "nats/answer",
+                "KTO's KL to the reference, of mismatched answers. It rises as the policy moves away.",
+                (0.0,),
+                kl="",
+            ),
+        ],
+    ),
+    ("Is each update sound, and how fast?", [_GRAD_NORM, _LEARNING_RATE, _SPEED]),
+]
 _PPO: Groups = [
     (
         "Does it get better?",
@@ -223,6 +263,10 @@ _GROUPS: dict[str, Groups] = {
         ),
         ("Is each update sound, and how fast?", [_GRAD_NORM, _LEARNING_RATE, _SPEED]),
     ],
+    "prefer": _PREFERENCE,
+    "preference": _PREFERENCE,
+    "dpo": _PREFERENCE,
+    "kto": _PREFERENCE,
     "ppo": _PPO,
 }
 _ANY: Groups = [

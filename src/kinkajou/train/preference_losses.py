@@ -94,6 +94,8 @@ PAIR_LOSSES: dict[str, PairLoss] = {
     "alphapo": alphapo,
 }
 """One number for each pair.  `sft` is none of them: it is a mean over tokens alone."""
+ROUNDING = 1e-6
+"""Relative error of a sum of float32 log-probabilities."""
 MEAN_SCORED = {"orpo", "simpo", "cpo_ipo", "sft"}
 """Losses whose score of an answer is the mean log-probability of its tokens."""
 
@@ -137,12 +139,20 @@ def summed(values: dict[str, Tensor], o: PreferenceLossConfig, metrics: dict[str
     return Loss(value, {**metrics, **parts})
 
 
+def won(margin: Tensor, size: Tensor) -> Tensor:
+    """1 where the margin is above 0, half where it is the rounding of numbers of that size.  (b,)
+
+    Before the first step the policy is the reference: which side wins there would be chance.
+    """
+    return 0.5 * (1 + margin.sign() * (margin.abs() > ROUNDING * size))
+
+
 @torch.no_grad()
 def pair_metrics(p: Sides, o: PreferenceLossConfig, pairs: Tensor) -> dict[str, Tensor]:
-    """Means over the pairs; a tie is half right."""
+    """Means over the pairs; `accuracy`: the share whose margin is above 0, a tie half."""
     chosen, rejected = rewards(p, o).unbind(1)
     margin = chosen - rejected
-    wins = (margin > 0).float() + 0.5 * (margin == 0).float()
+    wins = won(margin, p.logp.abs().sum(1) * o.beta if o.needs_reference else 0 * margin)
     found = {
         "accuracy": wins,
         "margin": margin,
@@ -177,7 +187,7 @@ def judged_metrics(
     """
     rewards = o.beta * (logp - ref_logp)
     gain = torch.where(good, 1, -1) * (rewards - o.beta * kl)
-    wins = (gain > 0).float() + 0.5 * (gain == 0).float()
+    wins = won(gain, o.beta * logp.abs())
     found = {"accuracy": wins.sum() / count[0]}
     kinds = {"chosen": (good, count[1]), "rejected": (~good, count[0] - count[1])}
     kinds = {kind: (which, total) for kind, (which, total) in kinds.items() if total > 0}

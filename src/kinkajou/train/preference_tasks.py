@@ -87,8 +87,7 @@ class PairTask:
             weight = in_parts(batch, budget, lambda part: self._weight(policy, part))
             batch = dataclasses.replace(batch, weight=weight)
         if self.method.names & {"aot", "aot_unpaired"}:
-            logp = in_parts(batch, budget, lambda part: self._sides(policy, part).logp)
-            own = torch.cat([logp, batch.ref_logp], 1)
+            own = in_parts(batch, budget, lambda part: torch.cat([self._sides(policy, part).logp, part.ref_logp], 1))
             whole = torch.tensor(s.gather(own.tolist()), device=own.device)
             batch = dataclasses.replace(batch, partners=partners(whole)[s.rank :: s.world])
         return batch

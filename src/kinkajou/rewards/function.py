@@ -40,8 +40,7 @@ class Function:
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
         if not self.stop.alive:
             self.start()
-        about = f"asked about {len(answers)} samples, the first: {sample_of(answers[0])}"
-        reply = self.exchange(wire.encode(wire.columns(answers)), self.timeout_s, about, "")
+        reply = self.exchange(wire.encode(wire.columns(answers)), self.timeout_s, batch_of(answers), "")
         self.check(reply, answers)
         return cast(list[float], reply["scores"])
 
@@ -50,9 +49,7 @@ class Function:
         if "problem" not in reply:
             return
         at = reply.get("sample")
-        about = sample_of(answers[0 if at is None else at]) if answers else ""
-        if at is None and about:
-            about = f"asked about {len(answers)} samples, the first: {about}"
+        about = batch_of(answers) if at is None else sample_of(answers[at])
         raise UserError(
             f"the reward function {self.name} {reply['problem']}",
             evidence="; ".join(filter(None, (reply["evidence"], about))),
@@ -94,6 +91,13 @@ class Function:
             evidence="; ".join(filter(None, (how, about))),
             fix="its own messages stand above; is there enough memory?",
         )
+
+
+def batch_of(answers: Sequence[Answer]) -> str:
+    """Where the fault may lie when it has no sample of its own."""
+    if not answers:
+        return ""
+    return f"asked about {len(answers)} sample{'s' * (len(answers) > 1)}, the first: {sample_of(answers[0])}"
 
 
 def send_and_read(process: "subprocess.Popen[bytes]", request: bytes | None) -> bytes:

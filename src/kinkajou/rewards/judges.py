@@ -68,8 +68,9 @@ class Ensemble:
 
     def __call__(self, answers: Sequence[Answer], rollout: Rollout) -> Verdict:
         opinions = torch.stack([member(answers, rollout).scores for member in self.members])  # (members, b)
-        spread = opinions.std(0, unbiased=True)
-        return Verdict(opinions.mean(0) - self.penalty * spread, {"disagreement": spread})
+        mean = opinions.mean(0)
+        spread = ((opinions - mean) ** 2).sum(0).div(len(opinions) - 1).sqrt()
+        return Verdict(mean - self.penalty * spread, {"disagreement": spread})
 
 
 @dataclass(frozen=True)

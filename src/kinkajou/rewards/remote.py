@@ -151,7 +151,7 @@ def read_scores(text: bytes, answers: Sequence[Answer], url: str) -> list[float]
     numbers = [as_number(score) for score in scores]
     for score, number, answer in zip(scores, numbers, answers, strict=True):
         if number is None:
-            raise fault(f"gives {shown(repr(score))} instead of a number", sample_of(answer))
+            raise fault(f"gives {shown(repr(score))[1:-1]} instead of a number", sample_of(answer))
     return [number for number in numbers if number is not None]
 
 

@@ -18,6 +18,7 @@ NUMBER = re.compile(
     rf"(?P<top>{_PLAIN})(?P<power>[eE][-+]?\d{{1,3}}(?!\w))?(?:\s?/\s?(?P<bottom>{_PLAIN}))?(?P<percent>\s?%)?"
 )
 
+BRACE = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
 LATEX = (
     (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" \1/\2"),
     (r"\\[dt]?frac\s*(\d)\s*(\d)", r" \1/\2"),
@@ -108,22 +109,15 @@ def read_number(match: re.Match[str]) -> Number | None:
 
 def last_box(text: str) -> str | None:
     """What stands in the last closed `\\boxed{...}`, braces matched; None without one."""
-    end = len(text)
-    while (start := text.rfind(r"\boxed", 0, end)) >= 0:
-        opened = re.compile(r"\s*\{").match(text, start + len(r"\boxed"))
-        if opened and (closed := closing_brace(text, opened.end())) is not None:
-            return text[opened.end() : closed]
-        end = start
-    return None
-
-
-def closing_brace(text: str, start: int) -> int | None:
-    depth = 1
-    for match in re.compile(r"\\[{}]|[{}]").finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(match[0], 0)
-        if not depth:
-            return match.start()
-    return None
+    opened: list[tuple[int, bool]] = []
+    last = (-1, -1)
+    for match in BRACE.finditer(text):
+        if match[0].endswith("{") and not match[0].startswith(r"\{"):
+            opened.append((match.end(), match[0] != "{"))
+        elif match[0] == "}" and opened:
+            start, is_box = opened.pop()
+            last = max(last, (start, match.start())) if is_box else last
+    return text[slice(*last)] if last[0] >= 0 else None
 
 
 def plain_latex(text: str) -> str:

@@ -126,7 +126,7 @@ def as_number(sample: int, value: Any) -> float:
         with contextlib.suppress(ValueError, RuntimeError):  # more than one element
             plain = value.item()
     if not isinstance(plain, int | float):
-        raise BadScore(sample, f"returned {shown(repr(value))} instead of a number")
+        raise BadScore(sample, f"returned {shown(repr(value))[1:-1]} instead of a number")
     number = math.inf if isinstance(plain, int) and abs(plain) > 2**1000 else float(plain)
     if not math.isfinite(number):
         raise BadScore(sample, f"returned {number} instead of a number")

@@ -1,5 +1,7 @@
 """Rules about words and form, each by a table of cases; and how rules are named."""
 
+from pathlib import Path
+
 import pytest
 from answers import answer
 
@@ -119,3 +121,8 @@ def test_what_is_refused_before_anything_starts(spec: str, words: str) -> None:
 @pytest.mark.parametrize("pattern", ["(?:ab)+", "[ab]*c{2,3}", "(a|bc)d", "(?:\\d{3}-)+", "a(?:b+)?", "<t>.*?</t>"])
 def test_harmless_patterns_are_taken(pattern: str) -> None:
     parse_rule(f"rule:regex:{pattern}")
+
+
+def test_the_page_has_every_rule() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "rewards.md").read_text()
+    assert [name for name in RULES if f"| `{name}" not in page] == []

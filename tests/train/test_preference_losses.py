@@ -3,9 +3,12 @@
 Each formula below is retyped from the paper (or TRL 1.16 where it departs from it), over token log-probabilities.
 """
 
+import inspect
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -200,7 +203,10 @@ def test_value_and_gradient(name: str, seed: int) -> None:
             at += 1
 
 
-def test_every_name_has_a_formula() -> None:
+def test_every_name_has_a_formula_and_stands_in_the_help() -> None:
+    source = Path(inspect.getfile(PreferenceLossConfig)).read_text()
+    help_text = source.partition("loss: tuple")[2].split('"""')[1]
+    assert set(PREFERENCE_LOSSES) <= set(re.findall(r"\w+", help_text))
     pairwise = {name for name, loss in PREFERENCE_LOSSES.items() if loss.reads == "pairs"}
     assert pairwise == PAIR_LOSSES.keys() == FORMULAS.keys() | {"aot", "aot_unpaired"}
 

@@ -82,7 +82,10 @@ def loss_terms(words: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
 @dataclass(frozen=True, kw_only=True)
 class PreferenceLossConfig:
     loss: tuple[str, ...] = ("sigmoid",)
-    """Name of the loss, `WEIGHT*` before it if not 1; several are summed. docs/numerics.md lists the names."""
+    """Name of the loss, `WEIGHT*` before it if not 1; several are summed (`--loss sigmoid --loss 0.2*sft`). With a
+    reference: sigmoid, sigmoid_norm, hinge, ipo, ipo_mean, cdpo, robust, exo_pair, discopop, nca_pair, bco_pair,
+    sppo_hard, apo_zero, apo_down, aot, aot_unpaired. Without: sft, orpo, cpo, cpo_hinge, cpo_ipo, simpo, alphapo. Of
+    single answers (a pair is two): kto, apo_zero_unpaired. docs/numerics.md has the formulas."""
     beta: float = 0.0
     """How strongly the policy is held to the reference, or the scale of its own log-probabilities. 0: the loss's usual
     value, 2 for simpo and alphapo, else 0.1."""

@@ -132,7 +132,11 @@ class JudgedTask:
 
     @property
     def longest(self) -> int:
-        return max(len(joined(row.prompt, row.answer, self.max_len).tokens) for row in self.rows)
+        prompts, answers = ([len(row.prompt) for row in self.rows], [len(row.answer.tokens) for row in self.rows])
+        wanted = max(map(sum, zip(prompts, answers, strict=True)))
+        if "kto" in self.method.names:  # any answer may follow any prompt
+            wanted = max(prompts) + max(answers)
+        return min(wanted, self.max_len)
 
     def questions(self, batches: Iterable[Sequence[int]]) -> Questions:
         asked = [self._joined(i, i) for i in range(len(self.rows))]

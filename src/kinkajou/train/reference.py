@@ -48,6 +48,7 @@ def reference_logps(
     """
     path = Path(cfg.run.output) / FILE
     with reference_model(cfg, policy, form, s) as model:
+        setup.check_context(model, max(len(row.tokens) for row in asked.rows))
         key = fingerprint(model, asked) if s.rank == 0 else ""
         known = s.gather(read(path, key, len(asked.rows), say) if s.rank == 0 else [])
         logps = torch.tensor(known or s.gather(score(model, asked, form.pad_id, cfg.optim.tokens_per_microbatch, s)))
@@ -65,7 +66,6 @@ def reference_model(cfg: PreferConfig, policy: LanguageModel, form: ChatFormat, 
         return
     options = LoadOptions(dtype=cfg.base.dtype, context=cfg.base.max_len, seed=cfg.run.seed)
     model = load_language_model(find_model(cfg.method.reference), form.tokenizer, options)
-    setup.check_context(model, cfg.base.max_len)
     yield model.to(s.device)
 
 

@@ -65,27 +65,65 @@ def test_masked_mean_over_ranks_weighs_by_tokens_not_by_ranks() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 7), (5, 12), (1, 40)])
-@pytest.mark.parametrize("seed", range(3))
-def test_whiten_is_the_biased_form(shape: tuple[int, int], seed: int) -> None:
-    x, mask = case(shape, seed)
+@pytest.mark.parametrize("variance", ["biased", "unbiased"])
+@pytest.mark.parametrize("eps", [1e-8, 0.3, 0.0])
+@pytest.mark.parametrize("keep_mean", [False, True])
+def test_whiten(shape: tuple[int, int], variance: str, eps: float, keep_mean: bool) -> None:
+    """TRL and verl divide by n - 1, OpenRLHF by n; TRL's whitened rewards keep their mean."""
+    x, mask = case(shape, shape[1])
     values = picked(x, mask)
-    mean, deviation = mean_of(values), math.sqrt(variance_of(values) + 1e-8)
-    got = whiten(x, mask)
+    mean, n = mean_of(values), len(values)
+    spread = variance_of(values) * n / (n - 1 if variance == "unbiased" else n)
+    got = whiten(x, mask, variance=variance, eps=eps, keep_mean=keep_mean)
     for i in range(shape[0]):
         for j in range(shape[1]):
-            want = (float(x[i, j]) - mean) / deviation if mask[i, j] else 0.0
-            assert float(got[i, j]) == pytest.approx(want, abs=1e-5)
+            want = (float(x[i, j]) - mean) / math.sqrt(spread + eps) + (mean if keep_mean else 0)
+            assert float(got[i, j]) == pytest.approx(want if mask[i, j] else 0.0, abs=1e-5)
 
 
-def test_whiten_of_equal_values_is_zero() -> None:
+def test_whiten_is_the_biased_form_with_zero_mean_by_default() -> None:
+    x, mask = case((5, 12), 0)
+    assert torch.equal(whiten(x, mask), whiten(x, mask, variance="biased", eps=1e-8, keep_mean=False))
+    both = [picked(whiten(x, mask, variance=variance), mask) for variance in ("biased", "unbiased")]
+    assert variance_of(both[0]) == pytest.approx(1, rel=1e-5)
+    n = len(both[0])
+    assert both[1] == pytest.approx([v * math.sqrt((n - 1) / n) for v in both[0]], rel=1e-5)  # table 4.0
+
+
+@pytest.mark.parametrize("variance", ["biased", "unbiased"])
+def test_whitening_over_ranks_is_that_of_one_process(variance: str) -> None:
+    x, mask = case((6, 9), 4)
+    whole = whiten(x, mask, variance=variance, keep_mean=True)
+    mine, theirs = slice(0, 2), slice(2, 6)
+    values, mean = picked(x[theirs], mask[theirs]), mean_of(picked(x, mask))
+    sums = iter((math.fsum(values), math.fsum((v - mean) ** 2 for v in values)))
+
+    def all_sum(local: Tensor) -> Tensor:
+        return local + torch.tensor([next(sums), float(len(values))])
+
+    got = whiten(x[mine], mask[mine], variance=variance, keep_mean=True, all_sum=all_sum)
+    torch.testing.assert_close(got, whole[mine], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variance", ["biased", "unbiased"])
+def test_whiten_of_equal_values_is_zero(variance: str) -> None:
     mask = torch.tensor([[True, True, False]])
-    assert not whiten(torch.full((1, 3), 2.5), mask).any()
+    assert not whiten(torch.full((1, 3), 2.5), mask, variance=variance).any()
+    kept = whiten(torch.full((1, 3), 2.5), mask, variance=variance, keep_mean=True)
+    assert kept.tolist() == [[2.5, 2.5, 0.0]]
+
+
+@pytest.mark.parametrize("variance", ["biased", "unbiased"])
+def test_whiten_of_one_value_or_none_is_zero_and_not_nan(variance: str) -> None:
+    for mask in (torch.tensor([[False, True, False]]), torch.zeros(1, 3, dtype=torch.bool)):
+        assert not whiten(torch.tensor([[1.0, -4.0, 2.0]]), mask, variance=variance).any()
 
 
 def test_whitening_ignores_what_is_off_the_mask() -> None:
     x, mask = case((3, 7), 1)
     other = torch.where(mask, x, 1e6)
-    assert torch.equal(whiten(other, mask), whiten(x, mask))
+    for keep_mean in (False, True):
+        assert torch.equal(whiten(other, mask, keep_mean=keep_mean), whiten(x, mask, keep_mean=keep_mean))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -95,6 +133,25 @@ def test_explained_variance(seed: int) -> None:
     residual = [r - v for r, v in zip(picked(returns, mask), picked(values, mask), strict=True)]
     want = 1 - variance_of(residual) / variance_of(picked(returns, mask))
     assert float(explained_variance(values, returns, mask)) == pytest.approx(want, abs=1e-5)
+
+
+def test_explained_variance_over_ranks_is_that_of_one_process() -> None:
+    returns, mask = case((6, 9), 2)
+    values = 0.5 * returns + torch.randn(returns.shape, generator=torch.Generator().manual_seed(1))
+    whole = explained_variance(values, returns, mask)
+    theirs = slice(2, 6)
+    told = []
+    for x in (returns, returns - values):
+        mean = mean_of(picked(x, mask))
+        other = picked(x[theirs], mask[theirs])
+        told += [math.fsum(other), math.fsum((v - mean) ** 2 for v in other)]
+    sums = iter(told)
+
+    def all_sum(local: Tensor) -> Tensor:
+        return local + torch.tensor([next(sums), float(mask[theirs].sum())])
+
+    got = explained_variance(values[:2], returns[:2], mask[:2], all_sum=all_sum)
+    assert float(got) == pytest.approx(float(whole), abs=1e-5)
 
 
 def test_explained_variance_of_known_critics() -> None:

@@ -65,7 +65,7 @@ def with_gradient(value: Tensor, logp: Tensor, ref_logp: Tensor, ratio: Tensor, 
     """
     if how == "k2":
         under = k2(logp, ref_logp)
-        return value.detach() + under - under.detach()
+        return value.detach() + (under - under.detach())  # in this order nothing is rounded
     return ratio * value if how == "ratio" else value
 
 

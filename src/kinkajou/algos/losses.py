@@ -4,6 +4,7 @@ Shapes: (b, t) unless said; `count` is a scalar tensor, or for a policy's losses
 gives the loss of each token; `aggregated` makes one number of them.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,9 +76,13 @@ def clipped_objective(
     return loss
 
 
-def clipped_away(ratio: Tensor, advantages: Tensor, *, low: float, high: float) -> Tensor:
-    """Tokens whose gradient the clip cuts off (Schulman 2017, eq. 7).  -> bool."""
-    return torch.where(advantages > 0, ratio > 1 + high, (ratio < 1 - low) & (advantages < 0))
+def clipped_away(
+    ratio: Tensor, advantages: Tensor, *, low: float, high: float, dual_clip: float = 0.0, cap: float = 0.0
+) -> Tensor:
+    """Tokens whose gradient the bounds of `clipped_objective` cut off (Schulman 2017, eq. 7; Ye 2020).  -> bool."""
+    good = min(1 + high, cap or math.inf)
+    bad = min(max(1 + high, cap) if cap else math.inf, dual_clip or math.inf)
+    return torch.where(advantages > 0, ratio > good, ((ratio < 1 - low) | (ratio > bad)) & (advantages < 0))
 
 
 def cispo_objective(ratio: Tensor, logp: Tensor, advantages: Tensor, *, high: float) -> Tensor:
@@ -122,6 +127,6 @@ def importance_correction(
         return log_ratio.exp().clamp(max=cap)
     if how == "mask":
         ratio = log_ratio.exp()
-        return ratio * ((ratio <= cap) & (ratio >= 1 / cap))
+        return torch.where((ratio <= cap) & (ratio >= 1 / cap), ratio, 0.0)
     whole = log_ratio.sum(1, keepdim=True).exp()
-    return torch.where(mask, whole * (whole <= cap), 1.0)
+    return torch.where(mask, torch.where(whole <= cap, whole, 0.0), 1.0)

@@ -38,7 +38,7 @@ def whiten(
     mean = masked_mean(x, mask, all_sum=all_sum)
     centred = (x - mean) * mask
     squares, count = all_sum(torch.stack([(centred**2).sum().float(), mask.sum().float()])).unbind()
-    spread = squares / (count - (variance == "unbiased")).clamp(min=1)
+    spread = squares / (count - int(variance == "unbiased")).clamp(min=1)
     return (centred * torch.rsqrt(spread + eps) + mean * keep_mean) * mask
 
 

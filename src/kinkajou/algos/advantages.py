@@ -65,7 +65,7 @@ def rewards_to_go(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
 
 
 def bandit(scores: Tensor, kl: Tensor, values: Tensor, mask: Tensor, *, kl_coef: float) -> tuple[Tensor, Tensor]:
-    """The whole answer as one action (the 2023 Coati system): advantage and, at the first target, return.
+    """The whole answer as one action (Coati 2023, its first release): advantage and, at the first target, return.
 
     reward = score - kl_coef x mean KL over the answer; advantage = reward - value before the first token, the
     same for all tokens.  (b,), (b, t), (b, t) -> (b, t), (b, t).

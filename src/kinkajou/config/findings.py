@@ -71,12 +71,12 @@ FINDINGS: dict[str, Kind] = {
     ),
     "kl_negative": Kind(
         metrics=("kl_ref", "kl_ref_se"),
-        limit=3,
+        limit=4,
         also=0.01,
         window=8,
         after=3,
         why="standard errors below 0 of the window's mean, and 0.01 nats an answer. One step within 2 is noise: k1 is "
-        "negative every other time while the policy still is the reference. 3 over 8 steps, because it is asked "
+        "negative every other time while the policy still is the reference. 4 over 8 steps, because it is asked "
         "again at each step",
         cause="the KL to the reference is below 0 beyond its noise, which no distribution can be: policy and reference "
         "are scored under different ones, or the tokens were drawn from a third",
@@ -135,8 +135,8 @@ FINDINGS: dict[str, Kind] = {
         metrics=("explained_variance",),
         limit=0,
         window=15,
-        after=20,
-        why="median of 15 steps after 20; at 0 a constant would do as well",
+        after=30,
+        why="median of 15 steps, not before 30; at 0 a constant would do as well",
         cause="the critic explains nothing of the returns, so advantages are noise",
         action="raise --critic_lr, set --critic_warmup 10, or start the critic from a reward model (--critic)",
     ),

@@ -160,7 +160,7 @@ def loss_rises(h: History, kind: Kind, limit: float) -> Sign | None:
 def loss_still(h: History, kind: Kind, limit: float) -> Sign | None:
     start, now = h.first("loss", kind.window), h.last("loss", kind.window)
     fall = fmean(start) - fmean(now)
-    if fall >= limit * abs(fmean(start)) or fall >= 2 * standard_error(start, now) or warming_up(h):
+    if fall >= limit * abs(fmean(start)) or fall > 2 * standard_error(start, now) or warming_up(h):
         return None
     return Sign({f"loss, first {kind.window} steps": fmean(start), "now": fmean(now), "lr": h.row["lr"]})
 

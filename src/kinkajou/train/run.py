@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +54,6 @@ class Run:
         self._phase_tokens: dict[str, int] = {}
         self._kept: set[int] = set()
         self._best: float = -math.inf
-        self._files: dict[str, TextIO] = {}
         if self.writes:
             # Preference training has read or renewed its cache before; it fits or is not used.
             clear_run(self.folder, keep=(REFERENCE,) if stage == "prefer" else ())
@@ -166,8 +165,6 @@ class Run:
         self.save(write)
         for finding in self.diagnosis.unwritten():
             self._append("findings.jsonl", finding.line)
-        for file in self._files.values():
-            file.close()
         chosen = self._checkpoint(self._best_step() if self._best_step() is not None else self.step)
         if self.settings.export and self.writes:
             target = Path(self.settings.export)
@@ -192,11 +189,9 @@ class Run:
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         if not self.writes:
             return
-        if name not in self._files:
-            self._files[name] = (self.folder / name).open("a", encoding="utf-8")
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        self._files[name].write(json.dumps(finite, ensure_ascii=False) + "\n")
-        self._files[name].flush()
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite, ensure_ascii=False) + "\n")
 
 
 def write_whole(target: Path, write: Writer) -> None:

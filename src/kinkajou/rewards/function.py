@@ -35,6 +35,8 @@ class Function:
         )
         self.stop = weakref.finalize(self, end, self.process)
         reply = self.exchange(None, max(IMPORT_S, self.timeout_s), "", "while its module was imported")
+        if reply:  # a fault
+            self.stop()
         self.check(reply, ())
 
     def __call__(self, answers: Sequence[Answer]) -> list[float]:

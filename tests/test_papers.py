@@ -1,12 +1,10 @@
 """docs/papers.md is what the docstrings say today, and every source in them has a title."""
 
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 from benchmarks import papers
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_every_source_has_a_title() -> None:

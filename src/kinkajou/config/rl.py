@@ -359,10 +359,11 @@ class GRPOConfig:
         require(self.run, "output")
         check_judges(self.judge, self.run)
         resolve(self, grpo_row(self.numerics.dialect, self.algo.algorithm))
-        if self.algo.group_size == 1 and self.algo.baseline in ("group_mean", "leave_one_out"):
+        compares = self.algo.baseline in ("group_mean", "leave_one_out") or self.algo.scale == "group"
+        if self.algo.group_size == 1 and compares:
             raise UserError(
                 f"algorithm {self.algo.algorithm!r} compares the answers to one prompt, and group_size is 1",
-                evidence=f"baseline {self.algo.baseline}: every advantage would be 0",
+                evidence=f"baseline {self.algo.baseline}, scale {self.algo.scale}: a group of one has no spread",
                 fix="--group_size 8, or --algorithm reinforce++ or reinforce_baseline, which need no group",
             )
         if self.kl.kl_target is not None and not (self.kl.kl_coef and math.isfinite(self.kl.kl_coef)):

@@ -32,10 +32,9 @@ def policy_loss(cfg: RLConfig, new: TokenScores, b: GRPOBatch, count: Tensor, *,
 
 def objective(sur: ClipConfig, ratio: Tensor, logp: Tensor, advantages: Tensor) -> Tensor:
     """The named loss of each token."""
-    high = sur.clip if sur.clip_high is None else sur.clip_high
-    kind, cap = (sur.surrogate, sur.ratio_cap) if isinstance(sur, SurrogateConfig) else ("clip", 0.0)
+    kind = kind_of(sur)
     if kind == "cispo":
-        return losses.cispo_objective(ratio, logp, advantages, high=high)
+        return losses.cispo_objective(ratio, logp, advantages, high=bounds(sur)["high"])
     if kind == "reinforce":
         return losses.reinforce_objective(logp, advantages)
     if kind == "sapo":
@@ -43,7 +42,18 @@ def objective(sur: ClipConfig, ratio: Tensor, logp: Tensor, advantages: Tensor) 
         return losses.sapo_objective(
             ratio, advantages, tau_positive=sur.sapo_tau_positive, tau_negative=sur.sapo_tau_negative
         )
-    return losses.clipped_objective(ratio, advantages, low=sur.clip, high=high, dual_clip=sur.dual_clip, cap=cap)
+    return losses.clipped_objective(ratio, advantages, **bounds(sur))
+
+
+def kind_of(sur: ClipConfig) -> str:
+    return sur.surrogate if isinstance(sur, SurrogateConfig) else "clip"
+
+
+def bounds(sur: ClipConfig) -> dict[str, float]:
+    """The bounds on the ratio, by the names of `clipped_objective`."""
+    high = sur.clip if sur.clip_high is None else sur.clip_high
+    cap = sur.ratio_cap if isinstance(sur, SurrogateConfig) else 0.0
+    return {"low": sur.clip, "high": high, "dual_clip": sur.dual_clip, "cap": cap}
 
 
 def kl_term(cfg: RLConfig, logp: Tensor, ref_logp: Tensor) -> Tensor:
@@ -62,10 +72,10 @@ def kl_term(cfg: RLConfig, logp: Tensor, ref_logp: Tensor) -> Tensor:
 def surrogate_metrics(
     sur: ClipConfig, ratio: Tensor, new: TokenScores, b: GRPOBatch, tokens: Tensor
 ) -> dict[str, Tensor]:
-    """`clip_frac`, the share of tokens whose gradient the clip cuts off; `kl_old`, k3 of KL(old || new) in nats a
-    token; `ratio`, the mean of new over old probability (1 before the first step); `entropy` in nats a token."""
-    high = sur.clip if sur.clip_high is None else sur.clip_high
-    cut = losses.clipped_away(ratio, b.advantages, low=sur.clip, high=high)
+    """`clip_frac`, the share of tokens whose gradient the clip cuts off, 0 for an objective without a clip; `kl_old`,
+    k3 of KL(old || new) in nats a token; `ratio`, the mean of new over old probability, 1 before the first step;
+    `entropy` in nats a token."""
+    cut = losses.clipped_away(ratio, b.advantages, **bounds(sur)) if kind_of(sur) == "clip" else torch.zeros_like(ratio)
     token_ratio = ((new.logp - b.old_logp) * b.mask).exp()
     terms = {"clip_frac": cut, "kl_old": kl.k3(b.old_logp, new.logp), "ratio": token_ratio, "entropy": new.entropy}
     return {name: (x * b.mask).sum() / tokens for name, x in terms.items()}

@@ -37,6 +37,7 @@ def make_app(recipe: Sequence[Any] = ()) -> cyclopts.App:
     )
     for name, (kind, summary) in STAGES.items():
         app.command(stage(name, kind, summary), name=name)
+    app.command(check_app())
     app.command(sample)
     app.command(eval_app())
     app.command(chat)
@@ -66,6 +67,31 @@ def stage(name: str, kind: type[Any], summary: str) -> Callable[..., None]:
     command.__annotations__ = {
         "cfg": Annotated[grouped(kind) | None, Parameter(name="*")],
         "print_config": bool,
+        "return": None,
+    }
+    return command
+
+
+def check_app() -> cyclopts.App:
+    """The commands `check STAGE`; `check RECIPE` finds the stage in the recipe."""
+    app = cyclopts.App(name="check", help="Check a recipe without a run: `kinkajou check RECIPE --flag value ...`.")
+    for name, (kind, _) in STAGES.items():
+        app.command(checked(name, kind), name=name)
+    return app
+
+
+def checked(name: str, kind: type[Any]) -> Callable[..., None]:
+    """A command `check name [RECIPE] --flag value ...`."""
+
+    def command(*, cfg: Any = None, show: Any = None) -> None:
+        from kinkajou.train import start_check
+
+        start_check(cfg or kind(), show or config.CheckConfig())
+
+    command.__doc__ = f"Data, template, tokenizer and model of `kinkajou {name}`: what is trained, and what is wrong."
+    command.__annotations__ = {
+        "cfg": Annotated[grouped(kind) | None, Parameter(name="*")],
+        "show": Annotated[grouped(config.CheckConfig) | None, Parameter(name="*")],
         "return": None,
     }
     return command
@@ -158,8 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fault.exit_code
     except cyclopts.CycloptsError as fault:
         print(f"error: {fault}", file=sys.stderr)
-        known = tokens[:1] if tokens and tokens[0] in (*STAGES, "sample", "eval", "chat", "demo") else []
-        known += tokens[1:2] if tokens[:2] == ["eval", "reward"] else []
+        known = tokens[:1] if tokens and tokens[0] in (*STAGES, "check", "sample", "eval", "chat", "demo") else []
+        known += tokens[1:2] if tokens[:2] in (["eval", "reward"], *(["check", name] for name in STAGES)) else []
         print(f"  fix:  {' '.join(['kinkajou', *known, '--help'])}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -169,16 +195,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def take_recipe(tokens: list[str]) -> list[Any]:
-    """Removes `stage RECIPE`'s recipe from the tokens and returns it as a source below the flags."""
-    if len(tokens) < 2 or tokens[0] not in STAGES or tokens[1].startswith("-"):
+    """Removes the recipe of `[check] STAGE RECIPE` from the tokens and returns it as a source below the flags."""
+    checking = tokens[:1] == ["check"]
+    if checking:
+        name_stage(tokens)
+    place = 1 if checking else 0
+    if len(tokens) <= place or tokens[place] not in STAGES:
         return []
-    path = Path(tokens.pop(1))
+    stage = tokens[place]
+    # A check writes nothing, so it needs no output folder.
+    tables, origin = [{"output": config.NO_OUTPUT}] if checking else [], ["check"]
+    if len(tokens) > place + 1 and not tokens[place + 1].startswith("-"):
+        path = Path(tokens.pop(place + 1))
+        tables, origin = [stage_table(path, stage), *tables], [str(path), *origin]
+    return [
+        cyclopts.config.Dict(
+            {"check": {stage: table}} if checking else {stage: table}, source=source, use_commands_as_keys=True
+        )
+        for table, source in zip(tables, origin, strict=False)
+    ]
+
+
+def stage_table(path: Path, stage: str) -> dict[str, Any]:
+    """A recipe's table of one stage, once all its tables are known."""
     tables = config.read_recipe(path)
     known = [*STAGES, "environment"]
     for name in tables:
         if name not in known:
             raise UserError(f"{path}: unknown table [{name}]", fix=did_you_mean(name, known))
-    if tokens[0] not in tables:
-        raise UserError(f"{path} has no table [{tokens[0]}]", evidence=f"it has: {', '.join(tables)}")
-    table = {tokens[0]: tables[tokens[0]]}
-    return [cyclopts.config.Dict(table, source=str(path), use_commands_as_keys=True)]
+    if stage not in tables:
+        raise UserError(f"{path} has no table [{stage}]", evidence=f"it has: {', '.join(tables)}")
+    return tables[stage]
+
+
+def name_stage(tokens: list[str]) -> None:
+    """`check RECIPE` and `check RECIPE --stage S` -> `check S RECIPE`."""
+    if "--stage" in tokens[:-1]:
+        at = tokens.index("--stage")
+        stage = tokens[at + 1]
+        del tokens[at : at + 2]
+        if stage not in STAGES:
+            raise UserError(f"unknown stage {stage!r}", fix=did_you_mean(stage, list(STAGES)))
+        tokens.insert(1, stage)
+    elif len(tokens) > 1 and tokens[1] not in STAGES and not tokens[1].startswith("-"):
+        tables = config.read_recipe(Path(tokens[1]))
+        stages = [name for name in tables if name in STAGES]
+        if len(stages) != 1:
+            raise UserError(
+                f"{tokens[1]} has {'several stages' if stages else 'no table of a stage'}",
+                evidence=f"it has: {', '.join(tables) or 'nothing'}",
+                fix=f"kinkajou check {stages[0] if stages else 'sft'} {tokens[1]}",
+            )
+        tokens.insert(1, stages[0])

@@ -1,7 +1,8 @@
 """Chats to tokens and mask: what counts, what can never be a control token, and transformers' own mask as a peer."""
 
 import pytest
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from kinkajou.data.chat import ChatFormat, Encoded
 from kinkajou.data.sources import Message, Pair
@@ -195,3 +196,46 @@ def test_pairs_share_their_prompt_and_end() -> None:
         assert tokens[: len(start)] == start
         assert form.tokenizer.decode(tokens[len(start) :]) == answer + "<|im_end|>"
         assert form.answer(tokens[len(start) :]) == answer
+
+
+def test_a_later_turns_prompt_has_the_tokens_of_training() -> None:
+    """LLaMA's tokenizers put a blank before each text that they are given; training gives them answers apart."""
+    raw = Tokenizer(models.BPE(unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    texts = [message.content for message in TURNS]
+    raw.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=200, special_tokens=["<end>", "<pad>", "<unk>"]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", pad_token="<pad>", unk_token="<unk>")
+    assert prepare(tokenizer, template="human_assistant", source="here") == "human_assistant"
+    form = ChatFormat(tokenizer)
+    prompt = form.prompt(TURNS[:4])
+    assert form.conversation(TURNS).tokens[: len(prompt)] == prompt
+    whole = tokenizer.apply_chat_template(
+        [{"role": m.role, "content": m.content} for m in TURNS[:4]], tokenize=False, add_generation_prompt=True
+    )
+    assert tokenizer.encode(whole, add_special_tokens=False) != prompt  # what the test is about
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_many_at_once_are_what_they_are_one_by_one(name: str) -> None:
+    form = chat_format(name)
+    chats = [TURNS, TURNS[1:3], (Message("text", "a<end>b"),), (*TURNS[:2], Message("assistant", "Ei", ended=False))]
+    assert form.conversations(chats * 400) == [form.conversation(chat) for chat in chats] * 400
+    prompts = [TURNS[:2], TURNS[:4], TURNS[1:2]]
+    assert form.prompts(prompts) == [form.prompt(prompt) for prompt in prompts]
+    pairs = [Pair(TURNS[:2], TURNS[2:3], (Message("assistant", "Nine."),), "row 1")] * 2
+    assert form.pairs(pairs) == [form.pair(pair) for pair in pairs]
+    asked = [(TURNS[:2], TURNS[2:]), (TURNS[:4], TURNS[4:])]
+    assert form.all_answered(asked) == [form.answered(*one) for one in asked]
+    assert form.conversations([]) == form.prompts([]) == []
+
+
+def test_a_template_that_refuses_a_role_says_so() -> None:
+    tokenizer = raw_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role here') }}{% endif %}"
+        "{{ m.content }}{{ eos_token }}{% endfor %}"
+    )
+    prepare(tokenizer, template="tokenizer", source="here")
+    with pytest.raises(UserError, match="refuses these messages") as caught:
+        ChatFormat(tokenizer).conversation(TURNS)
+    assert "no system role here" in caught.value.evidence

@@ -200,7 +200,8 @@ def test_lora_trains_and_saves(save: str, small: Small, tmp_path: Path) -> None:
 def test_what_was_dropped_or_cut_is_said(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = " ".join(["w5"] * 40)
     rows = [{"instruction": prompt, "output": "w6"}] * 3 + [{"instruction": "w5", "output": prompt}] * 9
-    small.run("sft", tmp_path / "run", data=write_rows(tmp_path / "long.jsonl", rows), max_len=20)
+    data = write_rows(tmp_path / "long.jsonl", rows)
+    small.run("sft", tmp_path / "run", data=data, max_len=20, preflight="off")  # no end token is left to train
     said = capsys.readouterr().out
     assert "12 of 12 chats are longer than 20 tokens and were cut" in said
     assert "3 of 12 chats have no answer within 20 tokens and were dropped" in said

@@ -2,6 +2,7 @@
 
 from kinkajou.config.dialects import ALGORITHMS, DIALECTS
 from kinkajou.config.groups import (
+    NO_OUTPUT,
     PLANNED_STRATEGIES,
     STRATEGIES,
     STRATEGY_ALIASES,
@@ -37,6 +38,7 @@ StageConfig = SFTConfig | RewardConfig | PreferConfig | PPOConfig | GRPOConfig
 __all__ = [
     "ALGORITHMS",
     "DIALECTS",
+    "NO_OUTPUT",
     "PLANNED_STRATEGIES",
     "STRATEGIES",
     "STRATEGY_ALIASES",

@@ -12,6 +12,8 @@ from kinkajou.errors import UserError, did_you_mean
 
 STRATEGIES = ("naive", "ddp")
 PLANNED_STRATEGIES = ("zero2", "zero2_cpu", "zero3", "gemini")
+NO_OUTPUT = "-"
+"""The output folder of a command that writes none."""
 STRATEGY_ALIASES = {
     "single": "naive",
     "fsdp": "zero3",

@@ -1,7 +1,7 @@
 """Trainers.  Starting one reads and checks its records first, and only then imports torch."""
 
 from kinkajou import config
-from kinkajou.train.inputs import prefer_inputs, reward_inputs, rl_inputs, sft_inputs
+from kinkajou.train.inputs import prefer_inputs, records, reward_inputs, rl_inputs, sft_inputs
 
 
 def start_sft(cfg: config.SFTConfig) -> None:
@@ -37,6 +37,13 @@ def start_prefer(cfg: config.PreferConfig) -> None:
     from kinkajou.train.preference import train_preference
 
     train_preference(cfg, inputs)
+
+
+def start_check(cfg: config.StageConfig, show: config.CheckConfig) -> None:
+    inputs = records(cfg)
+    from kinkajou.train.check_recipe import check
+
+    check(cfg, show, inputs)
 
 
 STARTERS = {

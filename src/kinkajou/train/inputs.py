@@ -39,6 +39,19 @@ class RLInputs:
     ptx: tuple[Chat, ...]
 
 
+def records(cfg: config.StageConfig) -> Inputs[Any] | RLInputs:
+    """What any stage trains on, whether or not its output folder is free."""
+    match cfg:
+        case config.SFTConfig():
+            return split(cfg.source, cfg.run.seed, read_chats)
+        case config.RewardConfig():
+            return split(cfg.source, cfg.run.seed, read_pairs)
+        case config.PreferConfig():
+            return split(cfg.source, cfg.run.seed, read_judged if cfg.method.reads == "judged" else read_pairs)
+        case _:
+            return rl_records(cfg)
+
+
 def sft_inputs(cfg: config.SFTConfig) -> Inputs[Chat]:
     check_output(cfg.run)
     return split(cfg.source, cfg.run.seed, read_chats)
@@ -56,6 +69,10 @@ def prefer_inputs(cfg: config.PreferConfig) -> Inputs[Pair | Judged]:
 
 def rl_inputs(cfg: config.RLConfig) -> RLInputs:
     check_output(cfg.run)
+    return rl_records(cfg)
+
+
+def rl_records(cfg: config.RLConfig) -> RLInputs:
     rows = cfg.rollout
     prompts = told(read_prompts(rows.prompts, max_rows=rows.max_prompts, bad_rows=rows.bad_rows))
     held_out: tuple[Prompt, ...] = ()

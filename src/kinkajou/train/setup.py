@@ -78,7 +78,7 @@ def check_context(model: PackedModel, wanted: int) -> None:
 
 def encode_chats(chats: Sequence[Chat], form: ChatFormat, max_len: int, say: Say) -> list[Encoded]:
     """Chats as tokens, cut to `max_len` at the end; one without an answer left in it is dropped and counted."""
-    rows = [form.conversation(chat.messages) for chat in chats]
+    rows = form.conversations(chat.messages for chat in chats)
     cut = sum(len(row.tokens) > max_len for row in rows)
     kept = [Encoded(row.tokens[:max_len], row.counts[:max_len]) for row in rows]
     kept = [row for row in kept if any(row.counts[1:])]
@@ -92,7 +92,7 @@ def encode_chats(chats: Sequence[Chat], form: ChatFormat, max_len: int, say: Say
 
 def encode_pairs(pairs: Sequence[Pair], form: ChatFormat, max_len: int, say: Say) -> list[tuple[list[int], list[int]]]:
     """Both sides as tokens, cut to `max_len` at the beginning: the end, where the score is read, stays."""
-    rows = [form.pair(pair) for pair in pairs]
+    rows = form.pairs(pairs)
     cut = sum(max(map(len, row)) > max_len for row in rows)
     tell(say, f"{cut} of {len(rows)} pairs are longer than {max_len} tokens and lost their beginning", cut)
     kept = [(chosen[-max_len:], rejected[-max_len:]) for chosen, rejected in rows]

@@ -3,8 +3,8 @@
     python -m benchmarks.dialects            # prints both tables
     python -m benchmarks.dialects --write    # and puts them into docs/numerics.md
 
-The tensors: 4 answers of 9, 6, 4 and 1 tokens (at most 9), scores of an imagined reward model that are sometimes beyond 5,
-old and new log-probabilities that are a little and, in one column, far apart.
+The tensors: 4 answers of 9, 6, 4 and 1 tokens (at most 9), scores up to 6.5, old and new log-probabilities that are a
+little apart and, for the second policy loss, far apart.
 """
 
 import sys

@@ -155,6 +155,8 @@ def test_text_of_models_and_data_is_inert(tmp_path: Path) -> None:
     for name in ("ppo", "x<script>y"):
         write_run(tmp_path / name, rows, [sample], config='["<script>"]\n"<img>" = "</table><script>"\n')
         (tmp_path / name / "best.json").write_text(json.dumps({"step": 1, "metric": HOSTILE, "value": 1}))
+        finding = {"step": 1, "name": HOSTILE, "cause": HOSTILE, "action": HOSTILE, "evidence": {HOSTILE: HOSTILE}}
+        (tmp_path / name / "findings.jsonl").write_text(json.dumps(finding | {"metrics": [HOSTILE, "score"]}))
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     page = report(tmp_path)
     assert len(page.all("script")) == 1
@@ -213,7 +215,7 @@ def test_evaluation_on_a_line_of_its_own_joins_its_step(tmp_path: Path) -> None:
     assert "held-out from 3 to 3 at step 1" in page.labels[0]
 
 
-@pytest.mark.parametrize("file", ["config.toml", "best.json", "samples.jsonl", "summary.json"])
+@pytest.mark.parametrize("file", ["config.toml", "best.json", "samples.jsonl", "findings.jsonl", "summary.json"])
 @pytest.mark.parametrize("content", [None, "", "[[[", "[1, 2]", "{} = 3", '{"step": "x"}', "\x00"])
 def test_other_files_may_be_missing_or_broken(tmp_path: Path, file: str, content: str | None) -> None:
     run = write_run(tmp_path, ppo_rows(), [{"step": 1, "prompt": "p", "response": "r"}])

@@ -196,10 +196,12 @@ def chart(
     reference: tuple[float, str] | None = None,
     mark: int | None = None,
     said: str = "",
+    found: Sequence[int] = (),
 ) -> str:
     """The drawings of one chart. `label` (for those who hear it) and other texts must be escaped.
 
-    `reference` is a value to compare with and its name; `mark` a step with a vertical line, `said` its name.
+    `reference` is a value to compare with and its name; `mark` a step with a vertical line, `said` its name;
+    `found` are steps with a red one.
     """
     bottom = on.height * UNITS_PER_PIXEL
     drawn = [_rule(on, tick, "zero" if tick == 0 else "grid") for tick in on.y_ticks]
@@ -215,6 +217,7 @@ def chart(
         drawn.append(_rule(on, reference[0], "reference"))
         y = on.y(reference[0]) / UNITS_PER_PIXEL
         notes += f'<text class="right" x="100%" y="{y - 4 if y > 16 else y + 12:g}">{reference[1]}</text>'
+    drawn += [_stroke("found", f"M{on.x(step)} 0v{bottom}") for step in found]
     for line in lines:
         drawn += _drawn(line, on)
     plot = (

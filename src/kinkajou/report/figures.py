@@ -3,9 +3,11 @@
 import json
 from collections.abc import Sequence
 
-from kinkajou.report.catalogue import Panel, band_of, panels_of, title_of
+from kinkajou.report.catalogue import band_of, panels_of, title_of
 from kinkajou.report.curves import Frame, Line, chart, frame, is_noisy, smooth, thin
+from kinkajou.report.findings import steps_of
 from kinkajou.report.folder import Points, Stage
+from kinkajou.report.panels import Panel
 from kinkajou.report.scale import column, readable
 from kinkajou.report.text import escape, prose
 
@@ -124,6 +126,7 @@ def _panel_figure(stage: Stage, panel: Panel, height: int) -> str:
         mark=_inside(stage, stage.best_step),
         reference=panel.reference,
         known=panel.known,
+        found=[(step, name) for step, name in steps_of(stage, panel.keys) if _inside(stage, step) is not None],
     )
 
 
@@ -138,8 +141,12 @@ def _figure(
     said: str = "",
     reference: tuple[float, str] | None = None,
     known: bool = True,
+    found: Sequence[tuple[int, str]] = (),
 ) -> str:
     remarks = [remark for line in lines for remark in _remarks(line, on)]
+    remarks += [
+        f'<span class="warning"><code>{escape(name, 80)}</code> at step {step:,}.</span>' for step, name in found
+    ]
     lines = [line for line in lines if line.values]
     named = len(lines) > 1 or lines[0].name == "held-out"
     legend = "".join(
@@ -150,7 +157,9 @@ def _figure(
     points = [_hover_points(line) for line in lines]
     label = escape(f"{title}: " + "; ".join(_in_words(line) for line in lines))
     shown = f"<b>{escape(title)}</b>" if known else f"<code>{escape(title, 60)}</code>"
-    drawing = chart(lines, on, label=label, reference=reference, mark=mark, said=said)
+    drawing = chart(
+        lines, on, label=label, reference=reference, mark=mark, said=said, found=[step for step, _ in found]
+    )
     read = " ".join([escape(note), *remarks]).strip()
     return (
         f'<figure class="panel" data-points="{json.dumps(points, separators=(",", ":"))}">'

@@ -4,7 +4,7 @@ import json
 import math
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,24 @@ from kinkajou.errors import UserError
 # (step, value); None where the run wrote null, that is: not a number.
 Points = list[tuple[int, float | None]]
 
-KINDS = ("sft", "reward", "preference", "dpo", "kto", "grpo", "ppo")
+KINDS = ("sft", "reward", "prefer", "preference", "dpo", "kto", "grpo", "ppo")
 SAMPLES_KEPT_PER_STEP = 64
+FINDINGS_KEPT = 50
+NORMAL_95 = 1.96
+"""Standard errors on each side of a mean that hold it 95 times in 100."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the run's diagnosis says under one name: as it was first seen, and how often since."""
+
+    name: str
+    step: int
+    cause: str
+    evidence: dict[str, Any]
+    action: str
+    metrics: tuple[str, ...]
+    seen: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +47,7 @@ class Stage:
     time_s: float
     samples: dict[int, list[dict[str, Any]]]
     best: dict[str, Any]
+    findings: list[Found] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -96,11 +113,13 @@ def read_stage(folder: Path) -> Stage:
     best, best_notes = _read_json(folder / "best.json")
     rows, row_notes = _read_metrics(folder / "metrics.jsonl")
     samples, sample_notes = _read_samples(folder / "samples.jsonl")
+    findings, finding_notes = _read_findings(folder / "findings.jsonl")
     series: dict[str, Points] = {}
     for step in sorted(rows):
         for key, value in rows[step].items():
             series.setdefault(key, []).append((step, value))
     times = [value for _, value in series.pop("time_s", []) if value is not None]
+    series = _with_bands(series)
     name = folder.resolve().name
     return Stage(
         name=name,
@@ -113,7 +132,8 @@ def read_stage(folder: Path) -> Stage:
         time_s=max(times, default=0.0),
         samples=samples,
         best=best,
-        notes=notes + best_notes + row_notes + sample_notes,
+        findings=findings,
+        notes=notes + best_notes + row_notes + sample_notes + finding_notes,
     )
 
 
@@ -188,6 +208,48 @@ def _read_samples(path: Path) -> tuple[dict[int, list[dict[str, Any]]], list[str
         if len(kept) < SAMPLES_KEPT_PER_STEP and line not in kept:
             kept.append(line)
     return samples, _skipped(skipped, "samples.jsonl")
+
+
+def _read_findings(path: Path) -> tuple[list[Found], list[str]]:
+    """One for each name, in the order of their first steps."""
+    found: dict[str, Found] = {}
+    skipped = 0
+    for line in _objects(path) if path.is_file() else []:
+        if line is None or not isinstance(line.get("name"), str):
+            skipped += 1
+            continue
+        name, seen = line["name"], int(number(line.get("seen")) or 1)
+        if known := found.get(name):
+            found[name] = replace(known, seen=max(known.seen, seen))
+        elif len(found) < FINDINGS_KEPT:
+            evidence, metrics = line.get("evidence"), line.get("metrics")
+            found[name] = Found(
+                name=name,
+                step=int(line["step"]),
+                cause=str(line.get("cause", "")),
+                evidence=evidence if isinstance(evidence, dict) else {},
+                action=str(line.get("action", "")),
+                metrics=tuple(map(str, metrics)) if isinstance(metrics, list) else (),
+                seen=seen,
+            )
+    return sorted(found.values(), key=lambda one: one.step), _skipped(skipped, "findings.jsonl")
+
+
+def _with_bands(series: dict[str, Points]) -> dict[str, Points]:
+    """`x_se`, the standard error of `x`, becomes the band `x_low` to `x_high` around it."""
+    out = dict(series)
+    for key in [key for key in series if key.endswith("_se")]:
+        base = key.removesuffix("_se")
+        if base not in series or f"{base}_low" in series:
+            continue
+        means = dict(series[base])
+        for name, side in (("low", -NORMAL_95), ("high", NORMAL_95)):
+            out[f"{base}_{name}"] = [
+                (step, None if error is None or (mean := means.get(step)) is None else mean + side * error)
+                for step, error in series[key]
+            ]
+        del out[key]
+    return out
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], list[str]]:

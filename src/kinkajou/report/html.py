@@ -11,6 +11,7 @@ from typing import Any
 from kinkajou.errors import UserError
 from kinkajou.report.catalogue import STAGE_TITLES, title_of
 from kinkajou.report.figures import lead_picture, stage_figures, value_near
+from kinkajou.report.findings import count_of, finding_cards
 from kinkajou.report.folder import Stage, number, read_stages
 from kinkajou.report.samples import comparison, sample_browser
 from kinkajou.report.scale import column, duration, readable
@@ -20,6 +21,8 @@ from kinkajou.report.text import escape, prose
 _HEADLINES = {
     "sft": ("eval_loss", "loss"),
     "reward": ("eval_accuracy", "accuracy"),
+    "prefer": ("eval_accuracy", "accuracy", "eval_loss", "loss"),
+    "grpo": ("eval_gold", "gold", "eval_score", "score"),
     "ppo": ("eval_gold", "gold", "eval_score", "score"),
 }
 _ANY_HEADLINE = ("eval_gold", "eval_accuracy", "eval_score", "score", "eval_loss", "loss")
@@ -104,9 +107,13 @@ def _overview(stages: list[Stage]) -> str:
     for index, stage in enumerate(stages, 1):
         items.append(
             f'<li><a href="#stage-{index}">{escape(_title(stage))}</a>{_headline(stage)}'
-            f"<small>{_extent(stage)}</small></li>"
+            f"<small>{_extent(stage)}</small>{_found(stage)}</li>"
         )
     return f'<ol class="overview">{"".join(items)}</ol>'
+
+
+def _found(stage: Stage) -> str:
+    return f'<small class="warning">{count_of(stage)}</small>' if stage.findings else ""
 
 
 def _extent(stage: Stage) -> str:
@@ -191,7 +198,7 @@ def _stage(index: int, stage: Stage, *, alone: bool) -> str:
     heading = "" if alone else f"<h2>{escape(_title(stage))}</h2>"
     return (
         f'<section class="stage" id="stage-{index}">{heading}<dl>{listed}</dl>'
-        f"{_notices(stage.notes)}{stage_figures(stage)}{sample_browser(stage)}{_settings(stage.config)}</section>"
+        f"{_notices(stage.notes)}{finding_cards(stage)}{stage_figures(stage)}{sample_browser(stage)}{_settings(stage.config)}</section>"
     )
 
 

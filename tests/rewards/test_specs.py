@@ -25,6 +25,7 @@ from kinkajou.rewards.specs import Spec, check_specs, parse_spec, parse_specs, r
         ("python:os.path:join", Spec(1, "function", "os.path:join"), "python:join"),
         ("json:dumps", Spec(1, "function", "json:dumps"), "python:dumps"),
         ("owner/name", Spec(1, "model", "owner/name"), "model:name"),
+        ("runs/a*b", Spec(1, "model", "runs/a*b"), "model:a*b"),
     ],
 )
 def test_a_spec_is_read(text: str, spec: Spec, name: str) -> None:

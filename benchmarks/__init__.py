@@ -1,0 +1,1 @@
+"""Measurements against other frameworks; nothing here is part of the package."""

@@ -6,7 +6,14 @@ import pytest
 
 from kinkajou.data.chat import ChatFormat
 from kinkajou.data.sources import Message
-from kinkajou.data.tokenizer import load_tokenizer, prepare, save_tokenizer, train_tokenizer
+from kinkajou.data.tokenizer import (
+    character_tokenizer,
+    load_tokenizer,
+    prepare,
+    save_tokenizer,
+    template_words,
+    train_tokenizer,
+)
 from kinkajou.errors import UserError
 from tiny import tiny_tokenizer
 
@@ -72,6 +79,42 @@ def test_bytes_of_any_text_come_back() -> None:
     tokenizer = train_tokenizer(["plain words only"], 280)
     for text in ("naïve café", "日本語 \U0001f43e", "tab\tand\r\nlines", "  two  blanks  "):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+def test_a_character_is_a_token(tmp_path: Path) -> None:
+    """Blanks, line ends and letters beyond the basic plane too; the text comes back; others are one unknown each."""
+    texts = ["3, 6, 9\n", "\tnaïve \U0001f43e", "  e\u0301 "]
+    tokenizer = character_tokenizer(texts)
+    letters = {letter for text in texts for letter in text}
+    assert len(tokenizer) == len(letters) + 3
+    for text in [*texts, "9 6\n\n3", ""]:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert [tokenizer.convert_ids_to_tokens(i) for i in ids] == list(text)
+        assert tokenizer.decode(ids) == text
+    unknown = tokenizer.encode("z3Z", add_special_tokens=False)
+    assert [i == tokenizer.unk_token_id for i in unknown] == [True, False, True]
+    again = character_tokenizer(reversed(texts))
+    assert again.get_vocab() == tokenizer.get_vocab()  # the order of the records decides nothing
+    prepare(tokenizer, template="plain", source="here")
+    save_tokenizer(tokenizer, tmp_path)
+    loaded, _ = load_tokenizer(str(tmp_path))
+    assert loaded.get_vocab() == tokenizer.get_vocab()
+    assert loaded.decode(loaded.encode(texts[0], add_special_tokens=False)) == texts[0]
+
+
+def test_chats_in_characters() -> None:
+    """With the template's own characters in the vocabulary nothing is unknown, and an end written out is no end."""
+    texts = ["1 2 3", "4 <end>", "é"]
+    tokenizer = character_tokenizer([*texts, *template_words("human_assistant", times=1)])
+    prepare(tokenizer, template="human_assistant", source="here")
+    form = ChatFormat(tokenizer)
+    encoded = form.conversation((Message("user", "1 2 3"), Message("assistant", "4 <end>")))
+    assert tokenizer.unk_token_id not in encoded.tokens
+    assert encoded.tokens.count(tokenizer.eos_token_id) == 1
+    assert encoded.tokens[-1] == tokenizer.eos_token_id
+    assert len({tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}) == 3
+    said = [token for token, counts in zip(encoded.tokens, encoded.counts, strict=True) if counts]
+    assert form.answer(said).strip() == "4 <end>"
 
 
 @pytest.mark.parametrize("name", ["stories260k", "stories280k"])

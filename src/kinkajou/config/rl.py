@@ -318,6 +318,11 @@ def check_judges(judge: JudgeConfig, run: RunConfig) -> None:
         raise UserError("keep_best is 'gold' but there is no gold judge", fix="give --gold")
 
 
+def check_adaptive(kl: KLConfig) -> None:
+    if kl.kl_target is not None and not (kl.kl_coef and math.isfinite(kl.kl_coef)):
+        raise UserError("an adaptive KL starts from kl_coef, which is 0", fix="give --kl_coef 0.05, say")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig:
     base: ModelConfig = field(default_factory=ModelConfig)
@@ -338,6 +343,7 @@ class PPOConfig:
         require(self.run, "output")
         check_judges(self.judge, self.run)
         resolve(self, ppo_row(self.numerics.dialect))
+        check_adaptive(self.kl)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,8 +372,7 @@ class GRPOConfig:
                 evidence=f"baseline {self.algo.baseline}, scale {self.algo.scale}: a group of one has no spread",
                 fix="--group_size 8, or --algorithm reinforce++ or reinforce_baseline, which need no group",
             )
-        if self.kl.kl_target is not None and not (self.kl.kl_coef and math.isfinite(self.kl.kl_coef)):
-            raise UserError("an adaptive KL starts from kl_coef, which is 0", fix="give --kl_coef 0.05, say")
+        check_adaptive(self.kl)
 
 
 RLConfig = PPOConfig | GRPOConfig

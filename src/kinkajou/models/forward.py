@@ -44,6 +44,16 @@ def pack(tokens: Tensor, lengths: Tensor) -> PackedRows:
     return PackedRows(tokens[inside][None], at[inside][None], Packed(tuple(bounds.tolist())), inside)
 
 
+def read_lengths(mask: Tensor) -> Tensor:
+    """Tokens of each row that come before its last counting target: what the trunk reads.  (b, t) -> (b,).
+
+    One token where no row has a target (all answers masked), so that the model runs and every rank has a gradient.
+    """
+    lengths = (lengths_of(mask) - 1).clamp(min=0)
+    first = torch.arange(len(lengths), device=mask.device) == 0
+    return lengths + (first & ~lengths.any())
+
+
 def compute_context(dtype: Dtype, device: torch.device) -> AbstractContextManager[object]:
     """bf16 runs matrix products in bfloat16 over float32 weights; softmax and losses stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16")
@@ -82,7 +92,7 @@ class LanguageModel(PackedModel):
 
     def forward(self, tokens: Tensor, mask: Tensor, sampling: Sampling = PLAIN) -> TokenScores:
         """(b, t+1), (b, t) bool -> log-probability and entropy of every counting target."""
-        rows = pack(tokens[:, :-1], (lengths_of(mask) - 1).clamp(min=0))
+        rows = pack(tokens[:, :-1], read_lengths(mask))
         counting = mask[rows.inside]
         with compute_context(self.dtype, tokens.device):
             hidden = self.hidden(rows.ids, rows.positions, rows.layout)[counting]
@@ -93,11 +103,13 @@ class LanguageModel(PackedModel):
     @torch.no_grad()
     def alignment(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """log p minus log sum p^2 over the vocabulary, of every counting target: (b, t), 0 elsewhere, no gradient."""
-        rows = pack(tokens[:, :-1], (lengths_of(mask) - 1).clamp(min=0))
+        rows = pack(tokens[:, :-1], read_lengths(mask))
         with compute_context(self.dtype, tokens.device):
             hidden = self.hidden(rows.ids, rows.positions, rows.layout)[mask[rows.inside]]
             found = []
-            for h, y in zip(hidden.split(self.chunk), tokens[:, 1:][mask].split(self.chunk), strict=True):
+            for h, y in zip(
+                torch.split(hidden, self.chunk), torch.split(tokens[:, 1:][mask], self.chunk), strict=True
+            ):
                 logp = self.logits(h).float().log_softmax(-1)
                 found.append(logp.gather(-1, y[:, None]).squeeze(-1) - (2 * logp).logsumexp(-1))
         return mask.new_zeros(mask.shape, dtype=torch.float32).masked_scatter(mask, torch.cat(found))
@@ -153,7 +165,7 @@ class ActorCritic(nn.Module):
     ) -> SharedScores:
         """(b, t+1), (b, t), (b, t) -> log-probabilities at `mask`, values before the targets of `value_mask`."""
         model, asked = self.language, mask if value_mask is None else value_mask
-        rows = pack(tokens[:, :-1], (lengths_of(mask | asked) - 1).clamp(min=0))
+        rows = pack(tokens[:, :-1], read_lengths(mask | asked))
         with compute_context(model.dtype, tokens.device):
             hidden = model.hidden(rows.ids, rows.positions, rows.layout)
             logp, entropy = model.score(hidden[mask[rows.inside]], tokens[:, 1:][mask], sampling)
@@ -174,7 +186,7 @@ class ScalarModel(PackedModel):
         """
         lengths = lengths_of(mask)
         if at == "targets":
-            rows = pack(tokens[:, :-1], (lengths - 1).clamp(min=0))
+            rows = pack(tokens[:, :-1], read_lengths(mask))
             where = mask[rows.inside]
         else:
             rows = pack(tokens, lengths)

@@ -6,7 +6,6 @@ GRPO (Shao 2024), Dr. GRPO (Liu 2025), DAPO (Yu 2025), GSPO (Zheng 2025), CISPO 
 """
 
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from kinkajou.parallel.strategy import Strategy, make_strategy
 from kinkajou.train.estimates import grpo_advantages
 from kinkajou.train.inputs import RLInputs
 from kinkajou.train.parts import RLParts, check_divisible, load_parts
-from kinkajou.train.policy import correction, kl_term, policy_loss, sample_metrics, set_rate
+from kinkajou.train.policy import correction, kl_term, policy_loss, sample_metrics, set_rate, summarised
 from kinkajou.train.rollouts import (
     Sampled,
     examine,
@@ -44,6 +43,7 @@ def train_grpo(cfg: GRPOConfig, inputs: RLInputs) -> Path:
     check_divisible(cfg, samples, s)
     parts = load_parts(cfg, inputs, s)
     run = Run("grpo", cfg, s, total=cfg.algo.steps, shown=SHOWN)
+    run.writer = parts.write
     examine(run, cfg, parts)
     for step in run.steps():
         metrics = {"lr": set_rate(cfg, parts, step, cfg.optim.lr, parts.optimizer)}
@@ -103,6 +103,8 @@ def improve(cfg: GRPOConfig, parts: RLParts, batch: GRPOBatch, step: int, s: Str
 
     history: list[dict[str, float]] = []
     for rows in minibatches(cfg, len(batch), step):
+        if not batch.mask[rows].any():  # `mask_truncated` may leave nothing to learn from
+            continue
         mine = batch.select(torch.tensor(share(rows, rank=s.rank, world=s.world)))
         found = update(
             s,
@@ -117,5 +119,4 @@ def improve(cfg: GRPOConfig, parts: RLParts, batch: GRPOBatch, step: int, s: Str
         history.append(found)
         if cfg.algo.stop_kl and found["kl_old"] > cfg.algo.stop_kl:
             break
-    means = {name: fmean(row[name] for row in history) for name in history[0]}
-    return means | {"first_ratio": history[0]["ratio"], "updates": float(len(history))}
+    return summarised(history)

@@ -22,6 +22,7 @@ from kinkajou.data.sources import (
     read_prompts,
 )
 from kinkajou.errors import UserError
+from kinkajou.rewards.specs import check_specs
 
 R = TypeVar("R")
 
@@ -73,6 +74,7 @@ def rl_inputs(cfg: config.RLConfig) -> RLInputs:
 
 
 def rl_records(cfg: config.RLConfig) -> RLInputs:
+    check_specs((*cfg.judge.reward, *filter(None, [cfg.judge.gold])))
     rows = cfg.rollout
     prompts = told(read_prompts(rows.prompts, max_rows=rows.max_prompts, bad_rows=rows.bad_rows))
     held_out: tuple[Prompt, ...] = ()

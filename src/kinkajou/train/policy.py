@@ -1,5 +1,8 @@
 """The policy's loss and what is measured beside it: the same for PPO and the critic-free methods."""
 
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
 import torch
 from torch import Tensor
 
@@ -129,6 +132,14 @@ def sample_metrics(
         samples = float(s.all_sum(torch.tensor(float(len(answers)), device=answers.device)))
         found["kl_ref_se"] = (mean((answers - found["kl_ref"]) ** 2) / samples) ** 0.5
     return found
+
+
+def summarised(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of what a step's updates reported, their number, and the ratio before the first of them."""
+    names = dict.fromkeys(name for row in history for name in row)
+    means = {name: fmean(row[name] for row in history if name in row) for name in names}
+    ratios = [row["ratio"] for row in history if "ratio" in row]
+    return means | ({"first_ratio": ratios[0]} if ratios else {}) | {"updates": float(len(history))}
 
 
 def set_rate(cfg: RLConfig, parts: RLParts, step: int, peak: float, optimizer: torch.optim.Optimizer) -> float:

@@ -7,7 +7,6 @@ reward, adaptive coefficient, critic from the reward model, ptx mix).
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from kinkajou.parallel.strategy import Strategy, make_strategy
 from kinkajou.train.estimates import ppo_estimates, value_targets
 from kinkajou.train.inputs import RLInputs
 from kinkajou.train.parts import Critic, RLParts, check_divisible, load_critic, load_parts, ptx_batches
-from kinkajou.train.policy import correction, kl_term, policy_loss, sample_metrics, set_rate
+from kinkajou.train.policy import correction, kl_term, policy_loss, sample_metrics, set_rate, summarised
 from kinkajou.train.rollouts import Sampled, examine, joined, minibatches, sample_prompts, shaped
 from kinkajou.train.run import Run
 from kinkajou.train.sft import token_loss
@@ -40,6 +39,7 @@ def train_ppo(cfg: PPOConfig, inputs: RLInputs) -> Path:
     parts = load_parts(cfg, inputs, s)
     critic, ptx = load_critic(cfg, parts, s), ptx_batches(cfg, inputs, parts.form, s)
     run = Run("ppo", cfg, s, total=cfg.algo.steps, shown=SHOWN)
+    run.writer = parts.write
     examine(run, cfg, parts)
     for step in run.steps():
         metrics = set_rates(cfg, parts, critic, step)
@@ -116,20 +116,22 @@ def improve(
             value = Objective(mine.for_critic(), value_loss, name="value_loss")
             found = step_on(critic.model, critic.optimizer, [value])
             found["critic_grad_norm"] = found.pop("grad_norm")
+        objectives = []
         if step > algo.critic_warmup:
-            rows_of, loss_fn = (mine.for_policy(), actor_loss) if critic else (mine, shared_loss)
-            objectives = [Objective(rows_of, loss_fn, 1 - cfg.ptx.ptx_coef if ptx else 1.0, "policy_loss")]
+            if batch.mask[rows].any():  # `mask_truncated` may leave nothing to learn from
+                rows_of, loss_fn = (mine.for_policy(), actor_loss) if critic else (mine, shared_loss)
+                weight = 1 - cfg.ptx.ptx_coef if ptx else 1.0
+                objectives.append(Objective(rows_of, loss_fn, weight, "policy_loss"))
             if ptx:
                 objectives.append(Objective(ptx(step, number), token_loss, cfg.ptx.ptx_coef, "ptx_loss"))
+        if objectives:
             found |= step_on(parts.policy, parts.optimizer, objectives)
             if parts.average:
                 parts.average.follow()
         history.append(found)
         if algo.stop_kl and found.get("kl_old", 0.0) > algo.stop_kl:
             break
-    means = {name: fmean(row[name] for row in history) for name in history[0]}
-    first = {"first_ratio": history[0]["ratio"]} if "ratio" in history[0] else {}
-    return means | first | {"updates": float(len(history))}
+    return summarised(history)
 
 
 def losses_of(cfg: PPOConfig, parts: RLParts) -> tuple[LossFn, LossFn, LossFn]:

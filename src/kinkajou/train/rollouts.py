@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar, cast
 
 import torch
@@ -20,7 +21,7 @@ from kinkajou.data.loader import share
 from kinkajou.engine.sampling import derive_seed
 from kinkajou.errors import UserError
 from kinkajou.parallel.strategy import Strategy
-from kinkajou.rewards.judges import Verdict
+from kinkajou.rewards.judges import Judge, Verdict
 from kinkajou.rewards.rules import Answer
 from kinkajou.train.parts import RLParts, Task
 from kinkajou.train.run import Run
@@ -38,19 +39,21 @@ class Sampled:
     metrics: dict[str, float]
 
 
-def sample_prompts(run: Run, cfg: RLConfig, parts: RLParts, batch: Sequence[int]) -> Sampled:
+def sample_prompts(run: Run, cfg: RLConfig, parts: RLParts, batch: Sequence[int], attempt: int = 0) -> Sampled:
     """One answer, or a group of them, to each of this rank's prompts of the batch.
 
-    The seed of each is (run seed, step, prompt), with its number in the group where there is one.
+    The seed of each is (run seed, step, prompt), with its number in the group where there is one, and with the
+    attempt's from the second on: a prompt that comes again in a step gets other answers.
     """
     s = run.strategy
     mine = share(batch, rank=s.rank, world=s.world)
     size = cfg.algo.group_size if isinstance(cfg, GRPOConfig) else 1
-    wanted = [(i, (k,) if isinstance(cfg, GRPOConfig) else ()) for i in mine for k in range(size)]
+    again = (attempt,) if attempt else ()
+    wanted = [(i, (k, *again) if isinstance(cfg, GRPOConfig) else ()) for i in mine for k in range(size)]
     seeds = [derive_seed(cfg.run.seed, run.step, i, *number) for i, number in wanted]
     tasks = [parts.tasks[i] for i, _ in wanted]
     rollout, answers = generate(tasks, seeds, cfg, parts)
-    verdict = judged(run, parts, answers, rollout)
+    verdict = judged(run, parts, parts.judge, answers, rollout, done=run.step - 1)
     scored = ScoredRollout(rollout.tokens, rollout.mask, rollout.sampler_logp, rollout.ended, verdict.scores)
     details = {metric_of(name): mean_over_samples(x, s) for name, x in verdict.details.items()}
     return Sampled(scored, sample_rows(answers, verdict, s, size), details)
@@ -77,19 +80,24 @@ def generate(
     return rollout, answers
 
 
-def judged(run: Run, parts: RLParts, answers: Sequence[Answer], rollout: Rollout) -> Verdict:
-    """The judge's scores.  If they cannot be had, nothing is lost: answers and weights are written before the stop."""
+def judged(
+    run: Run, parts: RLParts, judge: Judge, answers: Sequence[Answer], rollout: Rollout, *, done: int
+) -> Verdict:
+    """The judge's scores.  If they cannot be had, nothing is lost: answers and weights are written before the stop.
+
+    `done` is the step that the weights have behind them.
+    """
     verdict, fault = None, None
     try:
-        verdict = parts.judge(answers, rollout)
+        verdict = judge(answers, rollout)
     except UserError as found:  # told below, once every rank knows
         fault = found
     failed = run.strategy.all_sum(torch.tensor(float(fault is not None), device=rollout.tokens.device))
     if verdict is not None and not failed:
         return verdict
     path = keep_unscored(run, answers, rollout)
-    if run.step > 1:
-        run.step -= 1  # the weights are those that the step before left
+    if done:
+        run.step = done
         run.save(parts.write)
     fault = fault or UserError("the judge of another process failed", exit_code=5)
     evidence = "; ".join(filter(None, (fault.evidence, f"{len(answers)} answers without a score are kept in {path}")))
@@ -129,8 +137,8 @@ def sample_groups(run: Run, cfg: GRPOConfig, parts: RLParts) -> Sampled:
     s, size, wanted = run.strategy, cfg.algo.group_size, cfg.rollout.prompts_per_step
     found: list[tuple[ScoredRollout, list[dict[str, Any]]]] = []
     useful = 0
-    for _ in range(1 + cfg.algo.dynamic_sampling):
-        sampled = sample_prompts(run, cfg, parts, parts.order.batch(parts.state.batches))
+    for attempt in range(1 + cfg.algo.dynamic_sampling):
+        sampled = sample_prompts(run, cfg, parts, parts.order.batch(parts.state.batches), attempt)
         parts.state.batches += 1
         whole = joined(sampled.rollout, s, size) if cfg.algo.dynamic_sampling else sampled.rollout
         found.append((whole, sampled.samples))
@@ -144,7 +152,9 @@ def sample_groups(run: Run, cfg: GRPOConfig, parts: RLParts) -> Sampled:
     everything = together([rollout for rollout, _ in found])
     samples = [row for _, part in found for row in part]
     picked = [samples[group * size + k] for group in groups for k in range(size)]
-    metrics = sampled.metrics | {"sampling_rounds": float(len(found))}
+    details = set(picked[0]) - {"prompt", "response", "score", "ended"}
+    metrics = {metric_of(name): fmean(row[name] for row in picked) for name in sorted(details)}
+    metrics["sampling_rounds"] = float(len(found))
     return Sampled(everything.select(torch.tensor(rows, device=everything.tokens.device)), picked, metrics)
 
 
@@ -212,7 +222,7 @@ def held_out_scores(run: Run, cfg: RLConfig, parts: RLParts) -> dict[str, float]
     mine = range(s.rank, len(parts.held_out), s.world)
     seeds = [derive_seed(cfg.run.seed, "held out", i) for i in mine]
     rollout, answers = generate([parts.held_out[i] for i in mine], seeds, cfg, parts)
-    scores = judged(run, parts, answers, rollout).scores
+    scores = judged(run, parts, parts.judge, answers, rollout, done=run.step).scores
     score = mean_over_samples(scores, s)
     spread = mean_over_samples((scores - score) ** 2, s) / len(parts.held_out)
     found = {
@@ -226,7 +236,8 @@ def held_out_scores(run: Run, cfg: RLConfig, parts: RLParts) -> dict[str, float]
         found["eval_kl_ref"] = mean_over_samples(k1(rollout.sampler_logp, ref_logp).sum(1), s)
         found["eval_ref_nll"] = -masked_mean(ref_logp, rollout.mask, all_sum=s.all_sum).item()
     if parts.gold:
-        found["eval_gold"] = mean_over_samples(parts.gold(answers, rollout).scores, s)
+        gold = judged(run, parts, parts.gold, answers, rollout, done=run.step).scores
+        found["eval_gold"] = mean_over_samples(gold, s)
     if run.step == 0:
         run.log(found)
     return found

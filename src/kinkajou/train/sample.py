@@ -25,6 +25,7 @@ from kinkajou.models.load import LoadOptions, find_model, load_language_model
 from kinkajou.rewards.judges import Judge
 from kinkajou.rewards.load import load_judge
 from kinkajou.rewards.rules import Answer
+from kinkajou.rewards.specs import check_specs
 from kinkajou.train.inputs import told
 
 AT_ONCE = 64
@@ -67,6 +68,7 @@ class Sampler:
 
 def sample_data(cfg: SampleConfig) -> Path:
     """Writes the file; returns its path.  It appears whole: until the end it is `OUTPUT.part`."""
+    check_specs(cfg.scoring.reward)
     target = Path(cfg.output)
     if target.exists() and not cfg.overwrite:
         raise UserError(f"{target} is already there", fix="choose another --output, or pass --overwrite to replace it")
@@ -158,8 +160,10 @@ def kept(cfg: SampleConfig, group: Sequence[Judged]) -> Iterator[dict[str, Any]]
             yield {"prompt": prompt, "chosen": [message(best)], "rejected": [message(worst)], **scores}
         return
     wanted = 1 if cfg.write == "best" else cfg.max_per_prompt
-    different = list({x.answer.text: x for x in reversed(ranked)}.values())[::-1]
-    for x in different[:wanted]:
+    different: dict[str, Judged] = {}
+    for x in ranked:
+        different.setdefault(x.answer.text, x)
+    for x in list(different.values())[:wanted]:
         if x.score >= least:
             yield {"messages": [*prompt, message(x)], "score": x.score}
 

@@ -64,6 +64,7 @@ def loss_terms(words: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
     terms: dict[str, float] = {}
     for word in words:
         weight, _, name = word.replace(" ", "").rpartition("*")
+        name = "sigmoid" if name == "dpo" else name  # what the paper of that name proposes
         if name not in PREFERENCE_LOSSES:
             raise UserError(f"unknown loss {name!r}", fix=did_you_mean(name, list(PREFERENCE_LOSSES)))
         if name in terms:

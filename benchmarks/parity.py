@@ -25,8 +25,8 @@ Value and gradient: largest difference from the reference over the reference's l
 (retyped formulas in float64). A PPO policy loss, whose terms cancel, is measured against their mean size. The TRL rows
 run TRL's own methods, the PPO rows its whole `train`, watched from outside: two rounds of settings, 16 prompts, 4
 minibatches each. *Same tensors*: we start from TRL's log-probabilities, values and scores. *From tokens*: each side
-runs its own models, packed here and padded there; the gradient is of every weight, each parameter against its own
-largest entry, and how far TRL's own float32 gradient lies from float64 stands beside it.
+runs its own models, packed here and padded there; the gradient is of every weight, and how far TRL's own float32
+gradient lies from float64 stands beside it.
 """
 
 

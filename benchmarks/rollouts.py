@@ -25,7 +25,7 @@ from kinkajou.train.policy import correction, kl_term
 from kinkajou.train.rollouts import Sampled, shaped
 
 Tensors = dict[str, Tensor]
-COMMON = {"num_mini_batches": 2, "num_ppo_epochs": 2, "response_length": LONGEST, "learning_rate": 1e-2, "seed": 1}
+COMMON = {"num_mini_batches": 2, "num_ppo_epochs": 2, "response_length": LONGEST, "learning_rate": 1e-3, "seed": 1}
 PPO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "defaults, no end token costs 1": ({"missing_eos_penalty": 1.0}, {"missing_end_penalty": 1.0}),
     "k3, gamma 0.95, KL 0.2, whitened rewards": (
@@ -169,7 +169,7 @@ def tensor_rows(name: str, flags: dict[str, Any], x: Tensors) -> list[Row]:
 
 
 def model_rows(name: str, flags: dict[str, Any], x: Tensors, models: Models) -> list[Row]:
-    """The gradients are of all weights, each parameter against its own largest entry."""
+    """The gradients are of all weights of a model, as one vector."""
     layout, cfg = layout_of(x), ppo_settings(flags)
     made = parts(cfg, models.policy, models.reference)
     with torch.no_grad():
@@ -205,12 +205,18 @@ def model_rows(name: str, flags: dict[str, Any], x: Tensors, models: Models) -> 
             (weight * loss.value).backward()
             values.append((loss.value, m[f"{key}_loss"], m.get(f"{key}_size", m[f"{key}_loss"])))
             theirs = by_prefix(m, f"grad/{prefix}")
-            gradients += [(p.grad, theirs[name]) for name, p in model.module.named_parameters()]
+            whole = flat({name: p.grad for name, p in model.module.named_parameters()}, like=model.module)
+            gradients.append((whole, flat(theirs, like=model.module)))
             exact = exact_gradients(model.module, layout.select(m["rows"]), m, cfg.rollout.temperature)
-            rounding += [(theirs[name], exact[name]) for name in exact]
+            rounding.append((gradients[-1][1], flat(exact, like=model.module)))
         what = f"{key} loss, 4 minibatches (TRL's gradient is {worst(rounding):.0e} from float64)"
         rows.append(row(what, worst(values), worst(gradients)))
     return rows
+
+
+def flat(gradients: Tensors, like: nn.Module) -> Tensor:
+    """One vector, in the order of the module's parameters."""
+    return torch.cat([gradients[name].double().flatten() for name, _ in like.named_parameters()])
 
 
 def exact_gradients(module: nn.Module, layout: Layout, m: Tensors, temperature: float) -> Tensors:

@@ -130,6 +130,17 @@ def test_value_clip_frac_counts_the_tokens_whose_gradient_is_cut_off() -> None:
     assert float(loss.metrics["value_clip_frac"]) == pytest.approx(cut / int(mask.sum()), abs=1e-7)
 
 
+def test_rounding_is_not_a_clip() -> None:
+    """In float32, old + (new - old) is not always new: nothing moved by more than 0.15, so nothing was clipped."""
+    generator = torch.Generator().manual_seed(0)
+    old, returns = 0.1 * torch.randn(1, 5000, generator=generator), torch.randn(1, 5000, generator=generator)
+    values = old + 0.15 * (2 * torch.rand(1, 5000, generator=generator) - 1)
+    every = torch.ones(1, 5000, dtype=torch.bool)
+    assert clipped_value_loss(values, old, returns, every, torch.tensor(5000.0), clip=0.2).metrics == {
+        "value_clip_frac": 0.0
+    }
+
+
 def test_parts_add_up_to_the_whole() -> None:
     """Value and every metric are sums over a global count: two micro-batches give what one gives."""
     new, old, returns, mask = case(2, move=0.5)

@@ -34,7 +34,7 @@ def value_targets(cfg: PPOConfig, mask: Tensor) -> Tensor:
 def ppo_estimates(
     cfg: PPOConfig, scores: Tensor, kl: Tensor, values: Tensor, mask: Tensor, *, kl_coef: float, s: Strategy
 ) -> Estimates:
-    """Rewards, advantages and returns of PPO.  (b,), (b, t), (b, t), (b, t).  `kl_coef` is 0 where KL is in the loss."""
+    """Rewards, advantages and returns of PPO.  (b,), (b, t) x 3.  `kl_coef` is 0 where the KL is in the loss."""
     if cfg.algo.advantage == "bandit":
         raw, returns = advantages.bandit(scores, kl, values, mask, kl_coef=kl_coef)
         return Estimates(returns, normalised(cfg, raw, mask, s), returns, advantages.only_first(mask))

@@ -170,6 +170,8 @@ class ActorCritic(nn.Module):
             hidden = model.hidden(rows.ids, rows.positions, rows.layout)
             logp, entropy = model.score(hidden[mask[rows.inside]], tokens[:, 1:][mask], sampling)
             values = self.head(hidden[asked[rows.inside]]).squeeze(-1).float()
+        if value_mask is None:  # nobody asked for values, but DDP waits for a gradient of every weight
+            logp = logp + 0 * values
         empty = mask.new_zeros(mask.shape, dtype=torch.float32)
         scored = (empty.masked_scatter(where, x) for where, x in ((mask, logp), (mask, entropy), (asked, values)))
         return SharedScores(*scored)

@@ -108,3 +108,17 @@ def test_two_ranks_say_the_same_and_stop_together(tmp_path: Path) -> None:
     assert "another process stopped" in first["stop"]
     assert "stopped at step 3 on lr_zero" in second["stop"]
     assert steps_kept(tmp_path / "run") == [3]
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo", "prefer"])
+def test_every_stage_saves_before_it_stops(small: Small, tmp_path: Path, stage: str) -> None:
+    with pytest.raises(UserError, match="stopped at step 3 on lr_zero") as fault:
+        small.run(stage, tmp_path / "run", lr=0.0, stop_on=("lr_zero",))
+    assert "saved: " in fault.value.evidence
+    assert steps_kept(tmp_path / "run") == [3]
+
+
+@pytest.mark.parametrize("stage", ["reward", "prefer", "ppo", "grpo"])
+def test_small_healthy_runs_find_nothing(small: Small, tmp_path: Path, stage: str) -> None:
+    small.run(stage, tmp_path / "run", lr=1e-4)
+    assert not (tmp_path / "run" / "findings.jsonl").exists()

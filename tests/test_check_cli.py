@@ -86,6 +86,26 @@ def test_what_records_say_reaches_no_terminal_raw() -> None:
     assert len(long) < 1000
 
 
+def test_large_data_is_looked_at_in_part(
+    small: Small, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 records of 10 characters; a budget of 100."""
+    from kinkajou.train import check_recipe
+
+    monkeypatch.setattr(check_recipe, "MOST_CHARACTERS", 100)
+    data = write_rows(here / "d.jsonl", [{"instruction": f"w{i} w4", "output": "w5w6"} for i in range(10, 50)])
+    made = recipe(here / "r.toml", sft=base(small, data=data, batch_size=8))
+    page = Page(capsys, made)
+    assert (page.code, page.level("records"), page.level("steps")) == (0, "note", "ok"), page.fault
+    assert "10 of 40 (25 %) records are tokenised" in page.text
+    assert "all 10 sequences fit" in page.text
+    assert "about 5 steps an epoch, 15 in all; 160 tokens an epoch" in page.text  # 40 records of 4 tokens
+    assert "no two of 40 records" in page.text
+    whole = Page(capsys, made, "--whole")
+    assert "all 40 sequences fit" in whole.text
+    assert "; 160 tokens an epoch (80 of them in answers), 480 in all" in whole.text
+
+
 def test_flags_override_the_recipe(small: Small, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = recipe(here / "r.toml", sft=base(small, data=small.chats, batch_size=8))
     assert "5 steps an epoch" in Page(capsys, made).text

@@ -179,6 +179,21 @@ def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
         ChatFormat(tokenizer).conversation(TURNS)
 
 
+def test_a_template_that_shows_the_last_answer_otherwise_is_refused() -> None:
+    """The earlier turn keeps its length, so that lengths alone would not show it."""
+    tokenizer = raw_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role if loop.last or m.role == 'user' else 'ASSISTANT' }}:{{ m.content }}"
+        "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    prepare(tokenizer, template="tokenizer", source="here")
+    form = ChatFormat(tokenizer)
+    assert form.conversation(TURNS[1:3]).tokens[-1] == form.end_id
+    with pytest.raises(UserError, match="rewrites earlier turns"):
+        form.conversation(TURNS[1:])
+    assert form.tokenizer.decode(form.prompt(TURNS[1:4])).startswith("user:How many legs has a spider?<end>ASSISTANT:")
+
+
 def test_raw_text_counts_whole_and_ends() -> None:
     form = chat_format("alpaca")
     encoded = form.conversation((Message("text", "Once upon a time"),))

@@ -54,6 +54,9 @@ class CheckConfig:
     """Records shown token by token, trained tokens in colour."""
     colour: Literal["auto", "always", "never"] = "auto"
     """Colour the trained tokens; without colour they stand in brackets."""
+    whole: bool = False
+    """Tokenise every record. Otherwise at most 4 million characters, evenly from the first record to the last, so that
+    large data takes seconds too; duplicates, overlap and control words are always sought in all."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "num_shown")

@@ -1,5 +1,6 @@
 """`kinkajou check`: everything preflight knows about a recipe, without a run."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from kinkajou import config
 from kinkajou.data import preflight as checks
 from kinkajou.data.chat import ChatFormat, Encoded
-from kinkajou.data.preflight import Finding, Record
+from kinkajou.data.preflight import Finding, Record, share
 from kinkajou.data.sources import Judged, Pair
 from kinkajou.errors import UserError
 from kinkajou.models.adapters import adapter_base
@@ -20,6 +21,8 @@ from kinkajou.train.inputs import Inputs, RLInputs
 from kinkajou.train.preference_rows import joined
 
 CHATS_LOOKED_AT = 500
+MOST_CHARACTERS = 4_000_000
+"""Tokenised in three to four seconds by one core."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Sequences:
     rows: list[Encoded]  # as they are trained on, those of one record after one another
     lengths: list[int]  # of all sequences, before anything is cut
     per_record: int
+    scale: float = 1.0  # training records for each one that was tokenised
 
     @property
     def lost(self) -> int:
@@ -44,7 +48,8 @@ def check(cfg: config.StageConfig, show: config.CheckConfig, inputs: Inputs[Any]
     found = [*of_output(cfg), *checks.template(records, form, most=CHATS_LOOKED_AT)]
     sequences = None
     if all(item.level != "error" for item in found if item.name == "turns"):
-        sequences = encode(cfg, inputs, form)
+        picked = records if show.whole else within_budget(records)
+        sequences = dataclasses.replace(encode(cfg, picked, form), scale=len(records) / len(picked))
         found += of_sequences(cfg, sequences, form)
     found += preflight.of_records(inputs, form)
     if sequences:
@@ -57,6 +62,12 @@ def check(cfg: config.StageConfig, show: config.CheckConfig, inputs: Inputs[Any]
     failed = [item for item in found if item.level == "error"]
     if failed:
         preflight.refuse(failed, hint="then check again")
+
+
+def within_budget(records: Sequence[Record]) -> Sequence[Record]:
+    """Few enough records, evenly picked, to tokenise in seconds."""
+    total = sum(len(message.content) for record in records for message in messages_of(record))
+    return checks.spread(records, max(1, len(records) * MOST_CHARACTERS // max(total, MOST_CHARACTERS)))
 
 
 def messages_of(record: Record) -> Sequence[Any]:
@@ -73,6 +84,10 @@ def of_output(cfg: config.StageConfig) -> list[Finding]:
 
 def of_sequences(cfg: config.StageConfig, sequences: Sequences, form: ChatFormat) -> Iterator[Finding]:
     rows, lengths, model = sequences.rows, sequences.lengths, read_settings(cfg, form)
+    if sequences.scale != 1:
+        looked = len(lengths) // sequences.per_record
+        evidence = f"{share(looked, round(looked * sequences.scale))} records are tokenised, evenly picked"
+        yield Finding("records", "note", evidence, "--whole looks at all; the counts below are of these")
     yield checks.lengths_told(lengths)
     if isinstance(cfg, config.PPOConfig | config.GRPOConfig):
         fitting = [n for n in lengths if n + cfg.rollout.max_new_tokens <= cfg.base.max_len]
@@ -86,9 +101,10 @@ def of_sequences(cfg: config.StageConfig, sequences: Sequences, form: ChatFormat
     yield checks.context(longest, max_len=cfg.base.max_len, positions=model.positions)
     if isinstance(cfg, config.PPOConfig | config.GRPOConfig):
         yield from of_judges(cfg, rows, form)
-        yield preflight.rl_steps(cfg, len(fitting), sum(fitting) / max(1, len(fitting)))
+        prompts = round(len(fitting) * sequences.scale)
+        yield preflight.rl_steps(cfg, prompts, sum(fitting) / max(1, len(fitting)))
     else:
-        yield preflight.offline_steps(cfg, len(rows) // sequences.per_record, rows)
+        yield preflight.offline_steps(cfg, len(rows) // sequences.per_record, rows, scale=sequences.scale)
 
 
 @dataclass(frozen=True)
@@ -128,9 +144,8 @@ def of_judges(cfg: config.RLConfig, rows: Sequence[Encoded], form: ChatFormat) -
 # --- records to sequences ---------------------------------------------------------------------------------
 
 
-def encode(cfg: config.StageConfig, inputs: Inputs[Any] | RLInputs, form: ChatFormat) -> Sequences:
+def encode(cfg: config.StageConfig, records: Sequence[Any], form: ChatFormat) -> Sequences:
     """As the stage's trainer does it, but with what it cuts and drops counted."""
-    records: Sequence[Any] = preflight.train_records(inputs)
     match cfg:
         case config.SFTConfig():
             return encode_chats(form.conversations(record.messages for record in records), cfg.base.max_len)

@@ -157,17 +157,17 @@ def scorer(model: ScalarModel) -> Callable[[TokenBatch], Any]:
 # --- the course of the run --------------------------------------------------------------------------------
 
 
-def offline_steps(cfg: Any, records: int, rows: Sequence[Encoded]) -> Finding:
-    """Steps and tokens of SFT, reward model and preference learning."""
-    epoch = records // cfg.batch_size
+def offline_steps(cfg: Any, records: int, rows: Sequence[Encoded], *, scale: float = 1.0) -> Finding:
+    """Steps and tokens of SFT, reward model and preference learning, of `scale` times what is given."""
+    epoch = round(records * scale) // cfg.batch_size
     if not epoch:
         evidence = f"{records:,} usable records do not fill a batch of {cfg.batch_size}"
         return Finding("steps", "error", evidence, "give more data or a smaller --batch_size")
     total = max(1, round(cfg.epochs * epoch))
     tokens, trained = sum(len(row.tokens) for row in rows), sum(sum(row.counts) for row in rows)
-    used = epoch * cfg.batch_size / records
+    used = epoch * cfg.batch_size / records  # a remainder shorter than a batch waits for the next epoch
     evidence = (
-        f"{epoch:,} steps an epoch, {total:,} in all; {short(tokens * used)} tokens an epoch "
+        f"{'about ' * (scale != 1)}{epoch:,} steps an epoch, {total:,} in all; {short(tokens * used)} tokens an epoch "
         f"({short(trained * used)} of them in answers), {short(tokens * used * total / epoch)} in all"
     )
     return Finding("steps", "ok", evidence)

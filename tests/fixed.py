@@ -26,7 +26,7 @@ from kinkajou.parallel.strategy import Single, Strategy
 from kinkajou.train.optim import adamw
 from kinkajou.train.policy import policy_loss
 from kinkajou.train.ppo import losses_of
-from kinkajou.train.preference_rows import Answer
+from kinkajou.train.preference_rows import JudgedRow
 from kinkajou.train.preference_tasks import JudgedTask, PairTask
 from kinkajou.train.sft import token_loss
 from kinkajou.train.update import Objective, update
@@ -120,7 +120,7 @@ def preferred(small: Small, *loss: str, **options: Any) -> Case:
     encoded = [Encoded(answer, [True] * len(answer)) for answer in answers]
     task: Any
     if method.reads == "judged":
-        rows = [Answer(prompts[i], encoded[i], i % 3 != 1) for i in places]
+        rows = [JudgedRow(prompts[i], encoded[i], i % 3 != 1) for i in places]
         task = JudgedTask(method, rows, PAD, 64)
         asked = task.questions([places])
         task = task.with_reference(

@@ -47,7 +47,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
 READS_CONFIG = ("config/", "train/", "cli.py", "chat.py", "demo.py")
 GROUP = ("Config", "Algorithm", "Numerics")
 # Plumbing of the formulas: nothing that a paper could be cited for.
-NO_SOURCE = {"alone", "masked_mean", "whiten", "explained_variance", "token_logps", "entropy", "pair_margin"}
+NO_SOURCE = {"alone", "masked_mean", "whiten", "explained_variance", "token_logps", "entropy"}
 NO_SOURCE |= {"first_target", "last_target", "only_first", "bounded"}
 # Foreign readers (the hub client, Arrow) and users' functions let any kind through; there each becomes a UserError.
 CATCHES_ALL = {"data/sources.py", "data/containers.py", "rewards/worker.py"}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kinkajou.algos.preferences import RANKING, log_sigmoid_ranking, pair_margin, wilson_interval
+from kinkajou.algos.preferences import RANKING, log_sigmoid_ranking, wilson_interval
 
 
 @pytest.mark.parametrize("name", ["log_sig", "log_exp"])
@@ -38,12 +38,6 @@ def test_a_tie_is_half_right() -> None:
     chosen, rejected = torch.tensor([1.0, 2.0, 0.0, 5.0]), torch.tensor([1.0, 1.0, 3.0, 5.0])
     loss = log_sigmoid_ranking(chosen, rejected, torch.tensor(4.0))
     assert float(loss.metrics["accuracy"]) == 0.5
-
-
-def test_pair_margin_takes_rows_in_turn() -> None:
-    chosen, rejected = pair_margin(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
-    assert chosen.tolist() == [1.0, 3.0, 5.0]
-    assert rejected.tolist() == [2.0, 4.0, 6.0]
 
 
 @pytest.mark.parametrize(

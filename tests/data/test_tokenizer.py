@@ -10,7 +10,6 @@ from kinkajou.data.tokenizer import (
     character_tokenizer,
     load_tokenizer,
     prepare,
-    save_tokenizer,
     template_words,
     train_tokenizer,
 )
@@ -68,7 +67,7 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_saved_and_loaded_again(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(["the cat sat on the mat, the end"], 290)
     prepare(tokenizer, template="human_assistant", source="here")
-    save_tokenizer(tokenizer, tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     again, template = load_tokenizer(str(tmp_path))
     assert template == "tokenizer"
     chat = (Message("user", "the cat"), Message("assistant", "sat <end>"))
@@ -96,7 +95,7 @@ def test_a_character_is_a_token(tmp_path: Path) -> None:
     again = character_tokenizer(reversed(texts))
     assert again.get_vocab() == tokenizer.get_vocab()  # the order of the records decides nothing
     prepare(tokenizer, template="plain", source="here")
-    save_tokenizer(tokenizer, tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     loaded, _ = load_tokenizer(str(tmp_path))
     assert loaded.get_vocab() == tokenizer.get_vocab()
     assert loaded.decode(loaded.encode(texts[0], add_special_tokens=False)) == texts[0]

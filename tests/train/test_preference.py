@@ -17,7 +17,7 @@ from kinkajou.data.sources import read_pairs
 from kinkajou.data.tokenizer import load_tokenizer
 from kinkajou.errors import UserError
 from kinkajou.models.load import load_language_model
-from kinkajou.train.preference_rows import encode_compared, encode_judged, joined
+from kinkajou.train.preference_rows import cut_to_fit, encode_compared, encode_judged
 from kinkajou.train.preference_tasks import mismatched
 from small import Small, weights, write_rows
 
@@ -284,10 +284,10 @@ def form_of(small: Small) -> ChatFormat:
 
 def test_long_rows_lose_the_beginning_of_the_prompt_first() -> None:
     answer = Encoded([7, 8, 9], [True, True, True])
-    assert joined([1, 2, 3, 4], answer, 5).tokens == [3, 4, 7, 8, 9]
-    assert joined([1, 2, 3, 4], answer, 5, longest=4).tokens == [4, 7, 8, 9]  # the other answer needs the room
-    assert joined([1, 2, 3, 4], answer, 3) == Encoded([4, 7, 8], [False, True, True])
-    assert joined([1, 2], answer, 9) == Encoded([1, 2, 7, 8, 9], [False, False, True, True, True])
+    assert cut_to_fit([1, 2, 3, 4], answer, 5).tokens == [3, 4, 7, 8, 9]
+    assert cut_to_fit([1, 2, 3, 4], answer, 5, longest=4).tokens == [4, 7, 8, 9]  # the other answer needs the room
+    assert cut_to_fit([1, 2, 3, 4], answer, 3) == Encoded([4, 7, 8], [False, True, True])
+    assert cut_to_fit([1, 2], answer, 9) == Encoded([1, 2, 7, 8, 9], [False, False, True, True, True])
 
 
 def test_what_was_cut_and_dropped_is_said(small: Small, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from kinkajou.data.sources import read_chats, read_pairs
 from kinkajou.errors import UserError
 from kinkajou.rewards.answer import Answer
 from kinkajou.train import sample
-from kinkajou.train.sample import Judged, kept, sample_data
+from kinkajou.train.sample import Scored, kept, sample_data
 from rl import ending
 from small import Small, grouped
 
@@ -127,8 +127,8 @@ def test_seeds(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len({row["messages"][1]["content"] for row in rows}) == 6
 
 
-def judged(text: str, told: float, *, ended: bool = True) -> Judged:
-    return Judged(Answer(Prompt((Message("user", "w5"),), {}, "here"), text, ended), told)
+def judged(text: str, told: float, *, ended: bool = True) -> Scored:
+    return Scored(Answer(Prompt((Message("user", "w5"),), {}, "here"), text, ended), told)
 
 
 def test_the_same_text_with_several_scores(small: Small, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from kinkajou.algos.losses import Loss, cross_entropy
-from kinkajou.algos.preferences import log_sigmoid_ranking, pair_margin
+from kinkajou.algos.preferences import log_sigmoid_ranking
 from kinkajou.batch import PairBatch, TokenBatch, pad_pairs
 from kinkajou.errors import UserError
 from kinkajou.models.forward import LanguageModel, ScalarModel
@@ -131,7 +131,8 @@ def test_objectives_are_weighted_and_each_has_its_own_count() -> None:
 
 def ranking(model: nn.Module, batch: PairBatch, count: Tensor) -> Loss:
     both = batch.stacked()
-    return log_sigmoid_ranking(*pair_margin(model(both.tokens, both.mask, at="end")), count)
+    chosen, rejected = model(both.tokens, both.mask, at="end").view(-1, 2).unbind(1)
+    return log_sigmoid_ranking(chosen, rejected, count)
 
 
 def test_pairs_are_divided_by_their_number() -> None:

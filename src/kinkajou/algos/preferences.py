@@ -33,9 +33,3 @@ def wilson_interval(wins: float, count: int, *, z: float = 1.96) -> tuple[float,
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * (share * (1 - share) / count + spread / (4 * count)) ** 0.5
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def pair_margin(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Splits scores of stacked pairs into chosen and rejected (rows alternate).  (2b,) -> (b,), (b,)."""
-    chosen, rejected = torch.unbind(scores.view(-1, 2), dim=1)
-    return chosen, rejected

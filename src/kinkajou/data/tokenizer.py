@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Literal
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -104,7 +103,3 @@ def prepare(tokenizer: PreTrainedTokenizerBase, *, template: TemplateName, sourc
     opening = tokenizer("x").input_ids[:1] == [tokenizer.bos_token_id] and tokenizer.bos_token_id is not None
     tokenizer.chat_template = ("{{ bos_token }}" if opening else "") + TEMPLATES[name]
     return name
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    tokenizer.save_pretrained(str(folder))

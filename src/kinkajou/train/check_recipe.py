@@ -18,7 +18,7 @@ from kinkajou.rewards.load import load_reward_model
 from kinkajou.rewards.specs import parse_specs
 from kinkajou.train import check_page, preflight, setup
 from kinkajou.train.inputs import Inputs, RLInputs
-from kinkajou.train.preference_rows import joined
+from kinkajou.train.preference_rows import cut_to_fit
 
 CHATS_LOOKED_AT = 500
 MOST_CHARACTERS = 4_000_000
@@ -155,7 +155,7 @@ def encode(cfg: config.StageConfig, records: Sequence[Any], form: ChatFormat) ->
             return encode_judged(records, form, cfg.base.max_len)
         case config.PreferConfig():
             return encode_sides(
-                records, form, lambda lead, answer, longest: joined(lead, answer, cfg.base.max_len, longest=longest)
+                records, form, lambda lead, answer, longest: cut_to_fit(lead, answer, cfg.base.max_len, longest=longest)
             )
     prompts = form.prompts(record.messages for record in records)
     return Sequences(preflight.uncounted(prompts), [len(row) for row in prompts], 1)
@@ -188,7 +188,7 @@ def encode_judged(records: Sequence[Pair | Judged], form: ChatFormat, max_len: i
     asked = ((record.prompt, answer) for record in records for answer in checks.answers_of(record))
     sides = form.all_answered(asked)
     return Sequences(
-        [joined(lead, answer, max_len) for lead, answer in sides],
+        [cut_to_fit(lead, answer, max_len) for lead, answer in sides],
         [len(lead) + len(answer.tokens) for lead, answer in sides],
         1,
     )

@@ -20,7 +20,7 @@ from kinkajou.train.fit import fit
 from kinkajou.train.inputs import Inputs
 from kinkajou.train.optim import adamw, save_optimizers
 from kinkajou.train.preference_rows import encode_compared, encode_judged
-from kinkajou.train.preference_tasks import JudgedTask, PairTask, Task
+from kinkajou.train.preference_tasks import JudgedTask, PairTask, PreferenceTask
 from kinkajou.train.reference import reference_logps
 from kinkajou.train.run import Run
 
@@ -67,7 +67,9 @@ def train_preference(cfg: PreferConfig, inputs: Inputs[Pair | Judged]) -> Path:
     )
 
 
-def encode(cfg: PreferConfig, inputs: Inputs[Pair | Judged], form: ChatFormat, say: setup.Say) -> tuple[Task, int, int]:
+def encode(
+    cfg: PreferConfig, inputs: Inputs[Pair | Judged], form: ChatFormat, say: setup.Say
+) -> tuple[PreferenceTask, int, int]:
     """The rows as a task, those held out last; how many there are of each."""
     max_len = cfg.base.max_len
     if cfg.method.reads == "judged":
@@ -102,7 +104,7 @@ def tell_balance(cfg: PreferConfig, good: int, total: int, say: setup.Say) -> No
 
 
 @torch.no_grad()
-def evaluate(task: Task, policy: LanguageModel, rows: range, s: Strategy, budget: int) -> dict[str, float]:
+def evaluate(task: PreferenceTask, policy: LanguageModel, rows: range, s: Strategy, budget: int) -> dict[str, float]:
     """Loss, accuracy and its 95 % interval on held-out rows, as one batch."""
     batch = task.batch(rows[s.rank :: s.world]).to(s.device)
     batch = task.prepare(policy, batch, rows, s, budget)

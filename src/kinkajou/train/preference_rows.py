@@ -12,7 +12,7 @@ Compared = tuple[Encoded, Encoded]
 
 
 @dataclass(frozen=True)
-class Answer:
+class JudgedRow:
     """Apart from its prompt: KTO also asks for the answers to other prompts."""
 
     prompt: list[int]
@@ -20,7 +20,7 @@ class Answer:
     good: bool
 
 
-def joined(prompt: Sequence[int], answer: Encoded, max_len: int, *, longest: int = 0) -> Encoded:
+def cut_to_fit(prompt: Sequence[int], answer: Encoded, max_len: int, *, longest: int = 0) -> Encoded:
     """Prompt and answer within `max_len` tokens: the prompt loses its beginning, down to one token, then the answer
     its end.  `longest` leaves room for the longer answer of a pair, so that both have the same prompt."""
     room = max(1, max_len - max(longest, len(answer.tokens)))
@@ -36,7 +36,7 @@ def encode_compared(pairs: Sequence[Pair], form: ChatFormat, max_len: int, say: 
         longest = max(len(answer.tokens) for _, answer in sides)
         cut += max(len(prompt) for prompt, _ in sides) + longest > max_len
         shortened += longest >= max_len
-        chosen, rejected = (joined(prompt, answer, max_len, longest=longest) for prompt, answer in sides)
+        chosen, rejected = (cut_to_fit(prompt, answer, max_len, longest=longest) for prompt, answer in sides)
         rows.append((chosen, rejected))
     tell_cut(say, "pairs", len(rows), max_len, cut, shortened)
     different = [row for row in rows if row[0].tokens != row[1].tokens]
@@ -45,17 +45,17 @@ def encode_compared(pairs: Sequence[Pair], form: ChatFormat, max_len: int, say: 
     return different
 
 
-def encode_judged(records: Sequence[Judged | Pair], form: ChatFormat, max_len: int, say: Say) -> list[Answer]:
+def encode_judged(records: Sequence[Judged | Pair], form: ChatFormat, max_len: int, say: Say) -> list[JudgedRow]:
     """Judged answers as tokens; a pair becomes a good one and a bad one."""
-    rows = list[Answer]()
+    rows = list[JudgedRow]()
     for record in records:
         if isinstance(record, Pair):
             rows += [
-                Answer(*form.answered(record.prompt, record.chosen), True),
-                Answer(*form.answered(record.prompt, record.rejected), False),
+                JudgedRow(*form.answered(record.prompt, record.chosen), True),
+                JudgedRow(*form.answered(record.prompt, record.rejected), False),
             ]
         else:
-            rows.append(Answer(*form.answered(record.prompt, record.answer), record.good))
+            rows.append(JudgedRow(*form.answered(record.prompt, record.answer), record.good))
     cut = sum(len(row.prompt) + len(row.answer.tokens) > max_len for row in rows)
     shortened = sum(len(row.answer.tokens) >= max_len for row in rows)
     tell_cut(say, "records", len(rows), max_len, cut, shortened)

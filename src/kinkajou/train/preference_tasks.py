@@ -17,14 +17,14 @@ from kinkajou.data.chat import Encoded
 from kinkajou.models.forward import LanguageModel
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.train import preference_losses as losses
-from kinkajou.train.preference_rows import Answer, Compared, joined
+from kinkajou.train.preference_rows import Compared, JudgedRow, cut_to_fit
 from kinkajou.train.reference import Questions, token_logps
 from kinkajou.train.update import in_parts
 
 B = TypeVar("B", bound=TokenBatch)
 
 
-class Task(Protocol):
+class PreferenceTask(Protocol):
     """Rows are numbered: those to train on, then those held out."""
 
     @property
@@ -34,7 +34,7 @@ class Task(Protocol):
         """What the reference must answer for these batches, each the whole of one step."""
         ...
 
-    def with_reference(self, logps: Tensor) -> "Task": ...
+    def with_reference(self, logps: Tensor) -> "PreferenceTask": ...
 
     def batch(self, chosen: Sequence[int]) -> TokenBatch: ...
 
@@ -123,7 +123,7 @@ def partners(whole: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class JudgedTask:
     method: PreferenceLossConfig
-    rows: Sequence[Answer]
+    rows: Sequence[JudgedRow]
     pad_id: int
     max_len: int
     ref_logp: Tensor | None = None  # (n,)
@@ -176,7 +176,7 @@ class JudgedTask:
         return losses.summed(values, self.method, losses.judged_metrics(*known, self.method, count))
 
     def _joined(self, prompt: int, answer: int) -> Encoded:
-        return joined(self.rows[prompt].prompt, self.rows[answer].answer, self.max_len)
+        return cut_to_fit(self.rows[prompt].prompt, self.rows[answer].answer, self.max_len)
 
     def _padded(self, places: Sequence[tuple[int, int]]) -> TokenBatch:
         rows = [self._joined(*place) for place in places]

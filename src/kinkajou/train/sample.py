@@ -33,7 +33,7 @@ AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class Judged:
+class Scored:
     answer: Answer
     score: float
 
@@ -44,7 +44,7 @@ class Sampler:
     engine: LocalEngine
     judge: Judge
 
-    def answers(self, cfg: SampleConfig, prompts: Sequence[tuple[int, Prompt]]) -> list[list[Judged]]:
+    def answers(self, cfg: SampleConfig, prompts: Sequence[tuple[int, Prompt]]) -> list[list[Scored]]:
         """A group for each prompt; the seed of each answer is (seed, prompt, number in the group)."""
         wanted = [(i, prompt, k) for i, prompt in prompts for k in range(cfg.group_size)]
         own = cfg.sampler
@@ -62,7 +62,7 @@ class Sampler:
             for (_, prompt, _), text, ended in zip(wanted, said, rollout.ended, strict=True)
         ]
         scores = self.judge(answers, rollout).scores.tolist()
-        found = [Judged(answer, score) for answer, score in zip(answers, scores, strict=True)]
+        found = [Scored(answer, score) for answer, score in zip(answers, scores, strict=True)]
         return [found[i : i + cfg.group_size] for i in range(0, len(found), cfg.group_size)]
 
 
@@ -79,7 +79,7 @@ def sample_data(cfg: SampleConfig) -> Path:
     aside = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     per_round = max(1, AT_ONCE // cfg.group_size)
-    groups: list[list[Judged]] = []
+    groups: list[list[Scored]] = []
     num_written = 0
     with aside.open("w", encoding="utf-8") as file:
         for start in track(range(0, len(usable), per_round), description="sample", transient=True):
@@ -145,7 +145,7 @@ def fitting(cfg: SampleConfig, prompts: Sequence[Prompt], form: ChatFormat) -> l
     return [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= room]
 
 
-def kept(cfg: SampleConfig, group: Sequence[Judged]) -> Iterator[dict[str, Any]]:
+def kept(cfg: SampleConfig, group: Sequence[Scored]) -> Iterator[dict[str, Any]]:
     """The rows that one prompt gives.  Empty answers teach nothing and are left out."""
     ranked = sorted((x for x in group if x.answer.text), key=lambda x: -x.score)
     if not ranked:
@@ -160,7 +160,7 @@ def kept(cfg: SampleConfig, group: Sequence[Judged]) -> Iterator[dict[str, Any]]
             yield {"prompt": prompt, "chosen": [message(best)], "rejected": [message(worst)], **scores}
         return
     wanted = 1 if cfg.write == "best" else cfg.max_per_prompt
-    different: dict[str, Judged] = {}
+    different: dict[str, Scored] = {}
     for x in ranked:
         different.setdefault(x.answer.text, x)
     for x in list(different.values())[:wanted]:
@@ -168,13 +168,13 @@ def kept(cfg: SampleConfig, group: Sequence[Judged]) -> Iterator[dict[str, Any]]
             yield {"messages": [*prompt, message(x)], "score": x.score}
 
 
-def message(x: Judged) -> dict[str, Any]:
+def message(x: Scored) -> dict[str, Any]:
     """What was said; an answer that was cut off must not teach an end."""
     said: dict[str, Any] = {"role": "assistant", "content": x.answer.text}
     return said if x.answer.ended else said | {"ended": False}
 
 
-def summary(cfg: SampleConfig, groups: Sequence[Sequence[Judged]], num_written: int, target: Path) -> str:
+def summary(cfg: SampleConfig, groups: Sequence[Sequence[Scored]], num_written: int, target: Path) -> str:
     """Mean score before and after the choice, and how far best-of-N is from the model (Stiennon 2020, appendix G.3)."""
     n = cfg.group_size
     mean, best = fmean(x.score for group in groups for x in group), fmean(max(x.score for x in g) for g in groups)

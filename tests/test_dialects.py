@@ -58,27 +58,37 @@ PPO_OF: dict[str, dict[str, Any]] = {
     },
 }
 GRPO_OF: dict[str, dict[str, Any]] = {
-    "kinkajou": {"group_variance": "unbiased", "group_eps": 1e-6, "kl_coef": 0, "clip": 0.2},
+    "kinkajou": {
+        "group_variance": "unbiased",
+        "group_eps": 1e-6,
+        "kl_coef": 0,
+        "clip": 0.2,
+        "aggregation": "sequence_mean",
+    },
     # beta 0, k3 with the bias correction on, epsilon 0.2, 1e-4, lr 1e-6, transformers' gradient clipping
     "trl-1.12": {
         **{"group_variance": "unbiased", "group_eps": 1e-4, "kl_coef": 0, "kl_in": "loss", "kl_estimator": "k3"},
         **{"kl_gradient": "ratio", "clip": 0.2, "clip_high": None, "log_ratio_clamp": 0, "dual_clip": 0},
-        **{"lr": 1e-6, "max_norm": 1, "ratio_cap": 0},
+        **{"lr": 1e-6, "max_norm": 1, "ratio_cap": 0, "aggregation": "token_mean"},  # loss_type "dapo"
     },
-    "openrlhf-0.11": {"group_variance": "unbiased", "group_eps": 1e-9, "log_ratio_clamp": 20, "score_clip": 10},
+    # The KL per token in the reward, after the baseline (numerics.md 4.2); token-level loss.
+    "openrlhf-0.11": {
+        **{"group_variance": "unbiased", "group_eps": 1e-9, "log_ratio_clamp": 20, "aggregation": "token_mean"},
+        **{"returns": "token", "kl_in": "reward", "kl_estimator": "k1", "kl_coef": 0.01, "kl_clamp": 10},
+    },
     "verl-2026.01": {
         **{"group_variance": "unbiased", "group_eps": 1e-6, "dual_clip": 3, "log_ratio_clamp": 20},
-        **{"k3_input_clamp": 20, "k3_output_clamp": 10},
+        **{"k3_input_clamp": 20, "k3_output_clamp": 10, "aggregation": "token_mean"},
     },
 }
 ALGORITHM_OF: dict[str, dict[str, Any]] = {
-    "grpo": {"baseline": "group_mean", "scale": "group", "ratio": "token", "aggregation": "sequence_mean"},
+    "grpo": {"baseline": "group_mean", "scale": "group", "ratio": "token"},
     "dr_grpo": {"baseline": "group_mean", "scale": "none", "aggregation": "fixed_length"},
     "dapo": {
         **{"baseline": "group_mean", "scale": "group", "aggregation": "token_mean", "clip": 0.2, "clip_high": 0.28},
         **{"overlong_share": 0.2, "overlong_penalty": 1, "kl_coef": 0, "surrogate": "clip"},
     },
-    "gspo": {"ratio": "sequence_mean", "aggregation": "sequence_mean", "clip": 3e-4, "clip_high": 4e-4},
+    "gspo": {"ratio": "sequence_mean", "aggregation": "sequence_mean", "clip": 3e-4, "clip_high": 4e-4, "dual_clip": 0},
     "cispo": {"surrogate": "cispo", "aggregation": "token_mean", "baseline": "group_mean", "scale": "group"},
     "sapo": {"surrogate": "sapo", "sapo_tau_positive": 1.0, "sapo_tau_negative": 1.05, "aggregation": "sequence_mean"},
     "rloo": {
@@ -90,14 +100,24 @@ ALGORITHM_OF: dict[str, dict[str, Any]] = {
         **{"kl_in": "reward", "kl_estimator": "k1", "surrogate": "clip", "ratio": "token"},
     },
     "reinforce++_baseline": {
-        **{"baseline": "group_mean", "scale": "none", "returns": "sequence", "whiten_advantages": True},
+        **{"baseline": "group_mean", "scale": "none", "whiten_advantages": True},
         **{"kl_in": "loss", "kl_estimator": "k2"},
     },
     "reinforce_baseline": {"baseline": "batch_mean", "scale": "none", "surrogate": "reinforce"},
 }
 # What may be left out: None means "not given", and the trainers have a meaning for it.
 OPTIONAL = {
-    *("tokenizer", "family", "lora_alpha", "max_prompts", "gold", "eval_prompts", "clip_high", "kl_target"),
+    *(
+        "tokenizer",
+        "family",
+        "lora_alpha",
+        "max_prompts",
+        "gold",
+        "eval_prompts",
+        "clip_high",
+        "kl_target",
+        "reference",
+    ),
     *("critic", "critic_lr", "lam_critic", "ptx_data", "export"),
 }
 EVERY = [("ppo", name, "") for name in DIALECTS] + [
@@ -188,7 +208,8 @@ def test_values_of_the_table_have_the_types_of_their_settings() -> None:
         ({"dialect": "openrlhf-0.11"}, "clip", 0.2),
         ({"dialect": "openrlhf-0.11", "algorithm": "gspo"}, "clip", 3e-4),
         ({"dialect": "openrlhf-0.11", "algorithm": "gspo", "clip": 0.1}, "clip", 0.1),
-        ({"dialect": "trl-1.12"}, "aggregation", "sequence_mean"),
+        ({"dialect": "trl-1.12"}, "aggregation", "token_mean"),
+        ({"dialect": "trl-1.12", "algorithm": "sapo"}, "aggregation", "sequence_mean"),
         ({"dialect": "trl-1.12", "algorithm": "dapo"}, "aggregation", "token_mean"),
         ({"algorithm": "rloo"}, "kl_coef", 0.05),
         ({"algorithm": "rloo", "kl_coef": 0.0}, "kl_coef", 0.0),  # a given 0 is given

@@ -36,7 +36,7 @@ def group_advantages(
         count, total = all_sum(torch.stack([torch.ones_like(grouped).sum(), grouped.sum()])).unbind()
         squares = all_sum(((grouped - total / count) ** 2).sum())
         centred = centred / ((squares / (count - int(variance == "unbiased")).clamp(min=1)).sqrt() + eps)
-    if baseline in ("group_mean", "leave_one_out"):
+    if scale == "group" or baseline in ("group_mean", "leave_one_out"):
         # Rounding of the mean must not make a direction out of equal scores.
         centred = centred.masked_fill(zero_spread(grouped)[:, None], 0.0)
     return centred.flatten()

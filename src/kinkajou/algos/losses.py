@@ -104,8 +104,8 @@ def reinforce_objective(logp: Tensor, advantages: Tensor) -> Tensor:
 def clipped_value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, count: Tensor, *, clip: float
 ) -> Loss:
-    """Half squared error, the worse of plain and clipped move (Schulman 2017; Baselines' PPO2 form)."""
-    near = values.clamp(old_values - clip, old_values + clip)  # exactly `values` inside the bounds
+    """Half squared error, the worse of plain and clipped move (Schulman 2017; Baselines' PPO2 form); clip 0: plain."""
+    near = values.clamp(old_values - clip, old_values + clip) if clip else values  # exactly `values` inside the bounds
     plain, clipped = (values - returns) ** 2, (near - returns) ** 2
     value = 0.5 * (torch.maximum(plain, clipped) * mask).sum() / count
     with torch.no_grad():

@@ -107,16 +107,34 @@ GRPO: dict[str, Row] = {
         "dynamic_sampling": 0,
         "sapo_tau_positive": 1.0,
         "sapo_tau_negative": 1.05,
+        "aggregation": "sequence_mean",
     },
-    "trl-1.12": {"group_eps": 1e-4, "kl_gradient": "ratio", "lr": 1e-6, "max_norm": 1.0},
-    "openrlhf-0.11": {"group_eps": 1e-9},
-    "verl-2026.01": {"group_eps": 1e-6},
+    # TRL's GRPOTrainer and verl take the mean over all tokens by default, whatever the paper says.
+    "trl-1.12": {
+        "group_eps": 1e-4,
+        "kl_gradient": "ratio",
+        "aggregation": "token_mean",
+        "lr": 1e-6,
+        "max_norm": 1.0,
+    },
+    # OpenRLHF takes the KL per token after the baseline, and what is to come of both.
+    "openrlhf-0.11": {
+        "group_eps": 1e-9,
+        "aggregation": "token_mean",
+        "returns": "token",
+        "kl_in": "reward",
+        "kl_estimator": "k1",
+        "kl_coef": 0.01,
+        "score_clip": 0.0,
+    },
+    "verl-2026.01": {"group_eps": 1e-6, "aggregation": "token_mean"},
 }
 """Dialects without a row have no critic-free methods."""
 ALGORITHMS: dict[str, Row] = {
-    "grpo": {"aggregation": "sequence_mean"},
-    "dr_grpo": {"scale": "none", "aggregation": "fixed_length"},
+    "grpo": {},
+    "dr_grpo": {"scale": "none", "aggregation": "fixed_length", "kl_coef": 0.0},
     "dapo": {
+        "kl_coef": 0.0,
         "aggregation": "token_mean",
         "clip": 0.2,
         "clip_high": 0.28,
@@ -124,7 +142,13 @@ ALGORITHMS: dict[str, Row] = {
         "overlong_share": 0.2,
         "overlong_penalty": 1.0,
     },
-    "gspo": {"ratio": "sequence_mean", "aggregation": "sequence_mean", "clip": 3e-4, "clip_high": 4e-4},
+    "gspo": {
+        "ratio": "sequence_mean",
+        "aggregation": "sequence_mean",
+        "clip": 3e-4,
+        "clip_high": 4e-4,
+        "dual_clip": 0.0,
+    },
     "cispo": {"surrogate": "cispo", "aggregation": "token_mean", "clip_high": 4.0},
     "sapo": {"surrogate": "sapo", "aggregation": "sequence_mean"},
     "rloo": {

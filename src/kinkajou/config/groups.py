@@ -136,7 +136,7 @@ class RunConfig:
     save_every: int = 0
     """Checkpoint every N steps; 0: only at the end."""
     save_optimizer: bool = False
-    """Also save the optimiser's state with each checkpoint."""
+    """Also save the optimiser's state with each checkpoint, and a separate critic of PPO as `critic/`."""
     sample_every: int = 10
     """Write samples every N steps (PPO, GRPO)."""
     stop_on: tuple[str, ...] = ()

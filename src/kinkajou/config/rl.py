@@ -1,12 +1,12 @@
 """Settings of reinforcement learning: what PPO and the critic-free methods share, and what each has of its own."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kinkajou.config.dialects import FROM_TABLE, filled, grpo_row, known_dialect, ppo_row
 from kinkajou.config.groups import ModelConfig, OptimConfig, RunConfig, at_least, require, within
+from kinkajou.config.rl_checks import check_adaptive, check_judges, refuse_idle
 from kinkajou.errors import UserError
 
 
@@ -103,6 +103,8 @@ class KLConfig:
     kl_gradient: Literal["plain", "k2", "ratio"] = FROM_TABLE
     """In the loss: differentiate the estimator as it is, take k2's gradient (that of the exact KL) under its value,
     or weigh it by the probability ratio, which keeps it unbiased off-policy. (dialect)"""
+    reference: str | None = None
+    """Folder or hub id of the reference; the model that the training starts from if omitted."""
     kl_target: float | None = None
     """Adaptive KL: nats an answer to hold; `kl_coef` is where the controller starts. Omitted: fixed."""
     kl_horizon: float = 10_000.0
@@ -241,7 +243,7 @@ class PPOAlgorithm:
     lam_critic: float | None = None
     """Another lambda for the critic's returns (VC-PPO's decoupled GAE)."""
     value_clip: float = FROM_TABLE
-    """Bound on the critic's move. (dialect)"""
+    """Bound on the critic's move; 0: none. (dialect)"""
     critic: str | None = None
     """Folder the critic starts from; the reward model if omitted (the policy's trunk with any other judge)."""
     critic_lr: float | None = None
@@ -310,19 +312,6 @@ def resolve(cfg: Any, row: dict[str, Any]) -> None:
             object.__setattr__(cfg, item.name, filled(group, row))
 
 
-def check_judges(judge: JudgeConfig, run: RunConfig) -> None:
-    judge.require()
-    if judge.keep_best != "none" and not (judge.eval_prompts and run.eval_every):
-        raise UserError("keep_best needs held-out prompts", fix="give --eval_prompts and --eval_every")
-    if judge.keep_best == "gold" and not judge.gold:
-        raise UserError("keep_best is 'gold' but there is no gold judge", fix="give --gold")
-
-
-def check_adaptive(kl: KLConfig) -> None:
-    if kl.kl_target is not None and not (kl.kl_coef and math.isfinite(kl.kl_coef)):
-        raise UserError("an adaptive KL starts from kl_coef, which is 0", fix="give --kl_coef 0.05, say")
-
-
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig:
     base: ModelConfig = field(default_factory=ModelConfig)
@@ -341,9 +330,11 @@ class PPOConfig:
         require(self.base, "model")
         require(self.rollout, "prompts")
         require(self.run, "output")
-        check_judges(self.judge, self.run)
-        resolve(self, ppo_row(self.numerics.dialect))
-        check_adaptive(self.kl)
+        check_judges(self)
+        row = ppo_row(self.numerics.dialect)
+        resolve(self, row)
+        refuse_idle(self, row)
+        check_adaptive(self, self.rollout.prompts_per_step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,8 +354,10 @@ class GRPOConfig:
         require(self.base, "model")
         require(self.rollout, "prompts")
         require(self.run, "output")
-        check_judges(self.judge, self.run)
-        resolve(self, grpo_row(self.numerics.dialect, self.algo.algorithm))
+        check_judges(self)
+        row = grpo_row(self.numerics.dialect, self.algo.algorithm)
+        resolve(self, row)
+        refuse_idle(self, row)
         compares = self.algo.baseline in ("group_mean", "leave_one_out") or self.algo.scale == "group"
         if self.algo.group_size == 1 and compares:
             raise UserError(
@@ -372,7 +365,7 @@ class GRPOConfig:
                 evidence=f"baseline {self.algo.baseline}, scale {self.algo.scale}: a group of one has no spread",
                 fix="--group_size 8, or --algorithm reinforce++ or reinforce_baseline, which need no group",
             )
-        check_adaptive(self.kl)
+        check_adaptive(self, self.rollout.prompts_per_step * self.algo.group_size)
 
 
 RLConfig = PPOConfig | GRPOConfig

@@ -32,8 +32,9 @@ def not_finite(h: History, kind: Kind, limit: float) -> Sign | None:
 
 
 def first_ratio(h: History, kind: Kind, limit: float) -> Sign | None:
-    ratio = h.row["first_ratio"]
-    off = abs(ratio - 1)
+    # The mean ratio alone is near 1 for any policy, since the tokens were drawn from the old one.
+    ratio, gap = h.row["first_ratio"], h.row.get("first_gap", 0.0)
+    off = max(abs(ratio - 1), gap)
     return Sign({"first_ratio": ratio, "distance from 1": off, "limit": limit}) if off > limit else None
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,13 +24,14 @@ from kinkajou.models.load import LoadOptions, find_model, load_language_model, l
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.rewards.judges import Judge
 from kinkajou.rewards.load import load_judge, reward_model_folder
-from kinkajou.train import setup
+from kinkajou.train import preflight, setup
 from kinkajou.train.averages import MovingAverage
 from kinkajou.train.inputs import RLInputs
 from kinkajou.train.optim import adamw, save_optimizers
 from kinkajou.train.sft import collate
 from kinkajou.train.state import RLState, save_state
 
+HEAD = Path("state") / "critic.safetensors"
 Reference = Callable[[TokenBatch], Tensor]
 """This rank's rows -> log-probabilities under the reference, (b, t)."""
 
@@ -94,7 +96,10 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
     policy = s.wrap(actor)
     optimizer = adamw(actor, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
     average = MovingAverage(language, cfg.algo.ema_decay) if cfg.algo.ema_decay else None
-    state = RLState.at_start(cfg, Path(source), say)
+    state = RLState.at_start(cfg, source, say)
+
+    judge = judge_of(cfg, cfg.judge.reward, form, s)
+    preflight.before_run(cfg, form, inputs, preflight.uncounted(task.tokens for task in tasks), say=say, judge=judge)
 
     def write(folder: Path) -> None:
         save_model(language, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save)
@@ -109,11 +114,11 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
         form=form,
         policy=policy,
         language=language,
-        reference=load_reference(cfg, source, form, language, s) if needs_reference(cfg) else None,
+        reference=load_reference(cfg, state.reference, form, language, s) if needs_reference(cfg) else None,
         optimizer=optimizer,
         engine=local_engine(cfg, language, form),
         sampling=Sampling(cfg.rollout.temperature, cfg.rollout.top_k, cfg.rollout.top_p),
-        judge=judge_of(cfg, cfg.judge.reward, form, s),
+        judge=judge,
         gold=judge_of(cfg, (cfg.judge.gold,), form, s) if cfg.judge.gold else None,
         tasks=tasks,
         held_out=held_out,
@@ -149,9 +154,9 @@ def needs_reference(cfg: RLConfig) -> bool:
 
 
 def load_reference(cfg: RLConfig, source: str, form: ChatFormat, language: LanguageModel, s: Strategy) -> Reference:
-    """The policy as it starts: its own weights below the adapters with LoRA, else a frozen copy."""
+    """The policy as it starts, or another model: with LoRA the weights below the adapters, else a frozen copy."""
     sampling = Sampling(cfg.rollout.temperature, cfg.rollout.top_k, cfg.rollout.top_p)
-    if cfg.base.lora_rank:
+    if cfg.base.lora_rank and source == find_model(cfg.base.model):
 
         def below(batch: TokenBatch) -> Tensor:
             with base_weights(language.module):
@@ -169,11 +174,11 @@ def load_reference(cfg: RLConfig, source: str, form: ChatFormat, language: Langu
 
 def load_critic(cfg: PPOConfig, parts: RLParts, s: Strategy) -> Critic | None:
     """A model of its own, from the reward model where there is one (Ouyang 2022); None where the trunk is shared."""
-    head = "critic.safetensors"
     if cfg.algo.backbone == "shared":
         actor = s.unwrap(parts.policy)
         assert isinstance(actor, ActorCritic)
-        parts.writers.append(lambda folder: save_head(actor, folder / "state" / head))
+        parts.writers.append(lambda folder: save_head(actor, folder / HEAD))
+        load_head(actor, Path(find_model(cfg.base.model)) / HEAD)
         return None
     source = find_model(cfg.algo.critic or reward_model_folder(cfg.judge.reward) or cfg.base.model)
     # `family` speaks of the policy: a reward model may be of another that has the same vocabulary.
@@ -182,7 +187,15 @@ def load_critic(cfg: PPOConfig, parts: RLParts, s: Strategy) -> Critic | None:
     critic = Critic(s.wrap(model), adamw(model, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay))
     if cfg.run.save_optimizer:
         parts.writers.append(lambda folder: save_optimizers({"critic_optimizer": critic.optimizer}, folder))
+        parts.writers.append(lambda folder: save_model(model, parts.form.tokenizer, folder / "critic"))
     return critic
+
+
+def load_head(actor: ActorCritic, path: Path) -> None:
+    """Goes on with the critic of the checkpoint that the policy comes from, where it has one."""
+    if path.is_file():
+        with torch.no_grad():
+            actor.head.weight.copy_(load_file(path)["score.weight"])
 
 
 def save_head(actor: ActorCritic, path: Path) -> None:

@@ -76,11 +76,17 @@ def surrogate_metrics(
     sur: ClipConfig, ratio: Tensor, new: TokenScores, b: GRPOBatch, tokens: Tensor
 ) -> dict[str, Tensor]:
     """`clip_frac`, the share of tokens whose gradient the clip cuts off, 0 for an objective without a clip; `kl_old`,
-    k3 of KL(old || new) in nats a token; `ratio`, the mean of new over old probability, 1 before the first step;
-    `entropy` in nats a token."""
+    k3 of KL(old || new) in nats a token; `ratio`, the mean of new over old probability, and `ratio_gap`, the
+    mean distance of their logarithms (1 and 0 before the first step); `entropy` in nats a token."""
     cut = losses.clipped_away(ratio, b.advantages, **bounds(sur)) if kind_of(sur) == "clip" else torch.zeros_like(ratio)
-    token_ratio = ((new.logp - b.old_logp) * b.mask).exp()
-    terms = {"clip_frac": cut, "kl_old": kl.k3(b.old_logp, new.logp), "ratio": token_ratio, "entropy": new.entropy}
+    log_ratio = (new.logp - b.old_logp) * b.mask
+    terms = {
+        "clip_frac": cut,
+        "kl_old": kl.k3(b.old_logp, new.logp),
+        "ratio": log_ratio.exp(),
+        "ratio_gap": log_ratio.abs(),
+        "entropy": new.entropy,
+    }
     return {name: (x * b.mask).sum() / tokens for name, x in terms.items()}
 
 
@@ -135,11 +141,13 @@ def sample_metrics(
 
 
 def summarised(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means of what a step's updates reported, their number, and the ratio before the first of them."""
+    """Means of what a step's updates reported, their number, and ratio and its gap before the first of them."""
     names = dict.fromkeys(name for row in history for name in row)
     means = {name: fmean(row[name] for row in history if name in row) for name in names}
-    ratios = [row["ratio"] for row in history if "ratio" in row]
-    return means | ({"first_ratio": ratios[0]} if ratios else {}) | {"updates": float(len(history))}
+    before = next((row for row in history if "ratio" in row), None)
+    first = {"first_ratio": before["ratio"], "first_gap": before["ratio_gap"]} if before else {}
+    means.pop("ratio_gap", None)  # later it only says that the policy moves, which kl_old says better
+    return means | first | {"updates": float(len(history))}
 
 
 def set_rate(cfg: RLConfig, parts: RLParts, step: int, peak: float, optimizer: torch.optim.Optimizer) -> float:

@@ -84,8 +84,10 @@ def score(
         rollout.tokens, trained, logp, ref_logp, made.advantages, weights, made.value_mask, values, made.returns
     )
     variance = tensors.explained_variance(values, made.returns, made.value_mask, all_sum=s.all_sum)
+    whole = scores - in_reward * (kl_reward * mask).sum(1)
+    reward = made.returns.sum(1) if cfg.algo.advantage == "bandit" else whole
     return batch, {
-        **sample_metrics(sampled, made.rewards.sum(1), logp[:, :-1], kl.k1(logp, ref_logp)[:, :-1], s),
+        **sample_metrics(sampled, reward, logp[:, :-1], kl.k1(logp, ref_logp)[:, :-1], s),
         "kl_coef": coefficient,
         "explained_variance": variance.item(),
         **gap,

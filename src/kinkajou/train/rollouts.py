@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar, cast
@@ -138,15 +138,19 @@ def sample_groups(run: Run, cfg: GRPOConfig, parts: RLParts) -> Sampled:
     found: list[tuple[ScoredRollout, list[dict[str, Any]]]] = []
     useful = 0
     for attempt in range(1 + cfg.algo.dynamic_sampling):
-        sampled = sample_prompts(run, cfg, parts, parts.order.batch(parts.state.batches), attempt)
+        try:
+            sampled = sample_prompts(run, cfg, parts, parts.order.batch(parts.state.batches), attempt)
+        except UserError as fault:
+            raise with_earlier(run, fault, [row for _, rows in found for row in rows]) from None
         parts.state.batches += 1
         whole = joined(sampled.rollout, s, size) if cfg.algo.dynamic_sampling else sampled.rollout
         found.append((whole, sampled.samples))
         useful += int((~zero_spread(whole.scores.view(-1, size))).sum())
         if not cfg.algo.dynamic_sampling or useful >= wanted:
             break
+    rounds = {"sampling_rounds": float(len(found))} if cfg.algo.dynamic_sampling else {}
     if len(found) == 1:
-        return sampled
+        return replace(sampled, metrics=sampled.metrics | rounds)
     groups = regrouped(found, wanted, size)
     rows = [group * size + k for group in groups[s.rank :: s.world] for k in range(size)]
     everything = together([rollout for rollout, _ in found])
@@ -154,8 +158,19 @@ def sample_groups(run: Run, cfg: GRPOConfig, parts: RLParts) -> Sampled:
     picked = [samples[group * size + k] for group in groups for k in range(size)]
     details = set(picked[0]) - {"prompt", "response", "score", "ended"}
     metrics = {metric_of(name): fmean(row[name] for row in picked) for name in sorted(details)}
-    metrics["sampling_rounds"] = float(len(found))
-    return Sampled(everything.select(torch.tensor(rows, device=everything.tokens.device)), picked, metrics)
+    mine = everything.select(torch.tensor(rows, device=everything.tokens.device))
+    return Sampled(mine, picked, metrics | rounds)
+
+
+def with_earlier(run: Run, fault: UserError, rows: Sequence[dict[str, Any]]) -> UserError:
+    """The fault, once what earlier rounds of the step sampled and scored is written too."""
+    if not rows:
+        return fault
+    path = run.folder / f"scored-{run.step + 1:06d}.jsonl"  # the step that was begun
+    if run.writes:
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    evidence = f"{fault.evidence}; {len(rows)} scored answers of earlier rounds are kept in {path}"
+    return UserError(fault.problem, evidence=evidence, fix=fault.fix, exit_code=fault.exit_code)
 
 
 def together(parts: Sequence[B]) -> B:

@@ -32,7 +32,7 @@ REFERENCE = "reference.safetensors"
 def clear_run(folder: Path, *, keep: Sequence[str] = ()) -> None:
     """Deletes what a run wrote, and nothing else that may lie in the folder."""
     names = {*WRITTEN, REFERENCE} - {*keep}
-    for path in [*(folder / name for name in names), *folder.glob("unscored-*.jsonl")]:
+    for path in [*(folder / name for name in names), *folder.glob("*scored-*.jsonl")]:
         path.unlink(missing_ok=True)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 

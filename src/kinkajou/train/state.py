@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kinkajou.algos.kl import adapted_coefficient
 from kinkajou.config import RLConfig
+from kinkajou.models.load import find_model
 
 NAME = "state/rl.json"
 
@@ -15,18 +16,26 @@ NAME = "state/rl.json"
 class RLState:
     kl_coef: float
     """The coefficient in force: what an adaptive KL has come to, else the setting."""
+    reference: str
+    """Where the reference was loaded from."""
     batches: int = 0
     """Batches of prompts taken so far; dynamic sampling takes more than one a step."""
 
     @staticmethod
-    def at_start(cfg: RLConfig, source: Path, say: Callable[[str], None]) -> "RLState":
-        """From the settings; an adaptive KL goes on where the checkpoint that `--model` names had come to."""
-        path = source / NAME
-        if cfg.kl.kl_target is not None and path.is_file():
-            coefficient = float(json.loads(path.read_text())["kl_coef"])
-            say(f"kl_coef: {coefficient:.4g}, where the adaptive KL of {source} had come to")
-            return RLState(coefficient)
-        return RLState(cfg.kl.kl_coef)
+    def at_start(cfg: RLConfig, source: str, say: Callable[[str], None]) -> "RLState":
+        """From the settings; an adaptive KL goes on where the checkpoint that `--model` names had come to.
+
+        With its reference: measured against another one, the coefficient would mean something else.
+        """
+        chosen = find_model(cfg.kl.reference) if cfg.kl.reference else source
+        path = Path(source) / NAME
+        if cfg.kl.kl_target is None or not path.is_file():
+            return RLState(cfg.kl.kl_coef, chosen)
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if not cfg.kl.reference:
+            chosen = str(kept["reference"])
+        say(f"kl_coef: {kept['kl_coef']:.4g}, where the adaptive KL of {source} had come to; reference: {chosen}")
+        return RLState(float(kept["kl_coef"]), chosen)
 
     def follow(self, cfg: RLConfig, kl_ref: float, samples: int) -> None:
         """Moves the coefficient after a step that measured `kl_ref` nats an answer (Ziegler 2019)."""

@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -158,7 +159,7 @@ def test_features_over_the_pairs_that_differ(name: str) -> None:
 
 
 COUNTS = {
-    "bullets": [("- a\n* b\n1. c\n2) d\n\u2022 e", 5), ("a - b\n-c 3.5", 0)],
+    "bullets": [("- a\n* b\n\n\n 1. c\n\t2) d\n\u2022 e", 5), ("a - b\n-c 3.5", 0)],
     "digits": [("7 of 1,024", 5), ("seven", 0)],
     "markdown": [("# Head\n**bold** `code`", 4), ("a # b * c", 0), ("```\nx\n```", 2), ("|a|b|\n|-|-|", 2)],
     "newlines": [("a\n\nb", 2), ("a", 0)],
@@ -177,6 +178,14 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_what_features_count(name: str) -> None:
     assert [FEATURES[name](text) for text, _ in COUNTS[name]] == [count for _, count in COUNTS[name]]
+
+
+@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("piece", ["\n", " ", "\n ", "|", "`", "*", "#"])
+def test_no_feature_takes_long(name: str, piece: str) -> None:
+    start = time.process_time()
+    FEATURES[name](piece * 20_000)
+    assert time.process_time() - start < 0.2
 
 
 def test_subsets() -> None:

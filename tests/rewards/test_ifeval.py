@@ -123,6 +123,10 @@ def test_what_cannot_be_checked_is_refused_or_skipped() -> None:
             {"instruction_id_list": ["length_constraints:number_paragraphs"], "kwargs": [{"num_paragraphs": 1.5}]},
             ("a whole number", "1.5"),
         ),
+        *(
+            ({"instruction_id_list": ["length_constraints:number_paragraphs"], "kwargs": [kwargs]}, ("a whole number",))
+            for kwargs in ({"num_paragraphs": 10**400}, {"num_paragraphs": float("inf")}, {"num_paragraphs": -1})
+        ),
         (
             {
                 "instruction_id_list": ["keywords:letter_frequency"],

@@ -1,5 +1,6 @@
 """Rules about words and form, each by a table of cases; and how rules are named."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ from kinkajou.rewards.rules import RULES, parse_rule
         ("regex:^a*$", "aaab", 0),
         ("regex:a:b", "xa:b", 1),
         ("regex:b", "a" * 10_000 + "b", 0),  # beyond what is searched
+        ("regex:b +", "a" * 9_998 + "b ", 1),  # a repetition at the end costs nothing
+        ("regex:a$", "a" * 10_000, 1),
+        ("regex:a$", "a" * 10_001, 0),
+        ("regex:b +c", "a" * 1_000 + "b c", 1),
+        ("regex:b +c", "a" * 1_200 + "b c", 0),
+        ("regex:b +c *d", "a" * 130 + "b c d", 1),
+        ("regex:b +c *d", "a" * 160 + "b c d", 0),
+        ("regex:^[ab]+c *d", "a" * 1_000 + "b" + "c d", 1),
         ("format:think,answer", "<think>x</think>\n<answer>y</answer>\n", 1),
         ("format:think,answer", "<think>x</think><answer>y</answer> so", 0),
         ("format:think,answer", "so <think>x</think><answer>y</answer>", 0),
@@ -91,6 +100,12 @@ def test_every_rule_takes_any_text(name: str) -> None:
         ("rule", "unknown rule ''"),
         ("rule:mentions:, ,", "rule:mentions needs words"),
         ("rule:length:0", "number of words"),
+        ("rule:length:\u00b2", "number of words"),  # a digit to Python, and no number
+        ("rule:length:\u0664", "number of words"),
+        ("rule:length:" + "9" * 5_000, "number of words"),
+        ("rule:repetition:101", "number of words"),
+        ("rule:repetition:\u0664", "number of words"),
+        ("rule:repetition:" + "9" * 5_000, "number of words"),
         ("rule:words:5", "needs a range"),
         ("rule:words:5-2", "needs a range"),
         ("rule:words:-", "needs a range"),
@@ -109,6 +124,10 @@ def test_every_rule_takes_any_text(name: str) -> None:
         ("rule:regex:(?:a|ab)*c", "can take forever"),
         ("rule:regex:(?:a?){30}a{30}", "can take forever"),
         ("rule:regex:(?=(a*)+)b", "can take forever"),
+        ("rule:regex:.*a.*b.*c.*d$", "4 repetitions before the end"),
+        ("rule:regex:" + "a?" * 30 + "a{30}", "1,073,741,824 choices"),
+        ("rule:regex:" + "(a|aa)" * 20 + "b", "1,048,576 choices"),
+        ("rule:regex:(?:a{0,999}|b)c{9}(?!.*x)", "3 repetitions"),
         ("rule:ifeval:all", "no argument but skip"),
     ],
 )
@@ -121,6 +140,29 @@ def test_what_is_refused_before_anything_starts(spec: str, words: str) -> None:
 @pytest.mark.parametrize("pattern", ["(?:ab)+", "[ab]*c{2,3}", "(a|bc)d", "(?:\\d{3}-)+", "a(?:b+)?", "<t>.*?</t>"])
 def test_harmless_patterns_are_taken(pattern: str) -> None:
     parse_rule(f"rule:regex:{pattern}")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (r"\w*\d$", "1" * 9_999 + "!"),
+        (r"[^\W\d]++!", "x" * 10_000),
+        (r".*a.*b$", "ab" * 5_000 + "!"),
+        (r"(?i)[a-z]*[b-y]*\d", "k" * 10_000),
+        (r"(.*)\1x", "a" * 10_000),
+        ("a?" * 5 + "a{5}b", "a" * 10_000),
+        ("[ab]" * 100 + ".*c", "a" * 10_000),
+        (r"(?m)^\s*\w*x", "\n" * 10_000),
+    ],
+)
+def test_no_pattern_takes_long(pattern: str, text: str) -> None:
+    """A tenth of a second of this process, asleep times left out; the quickest of three, for machines under load."""
+    rule, times = parse_rule(f"rule:regex:{pattern}"), []
+    for _ in range(3):
+        start = time.process_time()
+        assert rule(answer(text)) == 0
+        times.append(time.process_time() - start)
+    assert min(times) < 0.1
 
 
 def test_the_page_has_every_rule() -> None:

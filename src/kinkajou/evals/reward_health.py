@@ -218,7 +218,7 @@ def length(pairs: Sequence[ScoredPair]) -> Length:
     )
 
 
-BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
+BULLET = re.compile(r"^[ \t]*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
 MARKDOWN = re.compile(r"\*\*|```|`[^`\n]+`|^#{1,6}\s|^\|.*\|", re.MULTILINE)
 REFUSAL = re.compile(
     r"\s*(?:(?:i'm|i am|i'm so|i am so) sorry|sorry\b|i apologi[sz]e|unfortunately,? i\b"

@@ -28,8 +28,8 @@ class Options:
 
     def whole(self, name: str) -> int:
         value = self.given.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer() or value < 0:
-            raise self.fault(name, "a whole number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 10**9 or value % 1:
+            raise self.fault(name, "a whole number below 1,000,000,000")
         return int(value)
 
     def text(self, name: str) -> str:

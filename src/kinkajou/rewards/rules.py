@@ -3,11 +3,12 @@
 import re
 from collections.abc import Callable
 
+from kinkajou.data.records import shown
 from kinkajou.data.world import check
 from kinkajou.errors import UserError, did_you_mean
 from kinkajou.rewards.answer import Answer, Rule
 from kinkajou.rewards.countdown import countdown
-from kinkajou.rewards.forms import pattern, repetition, tags
+from kinkajou.rewards.forms import pattern, repetition, tags, whole_number
 from kinkajou.rewards.ifeval import ifeval
 from kinkajou.rewards.truths import boxed, exact, number, sequence
 
@@ -25,9 +26,9 @@ def mentions(argument: str) -> Rule:
 
 def length(argument: str) -> Rule:
     """1 at the wanted number of words, falling linearly to 0 at none and at twice as many."""
-    if not argument.isdigit() or int(argument) == 0:
-        raise UserError("rule:length needs a number of words", evidence=repr(argument), fix="rule:length:40")
-    wanted = int(argument)
+    wanted = whole_number(argument, most=10**9)
+    if wanted is None:
+        raise UserError("rule:length needs a number of words", evidence=shown(argument), fix="rule:length:40")
     return lambda answer: max(0.0, 1 - abs(len(answer.text.split()) - wanted) / wanted)
 
 

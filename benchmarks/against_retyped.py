@@ -175,8 +175,8 @@ def policy_rows(dialect: str) -> list[Row]:
         policy_row(
             dialect,
             "GSPO policy loss",
-            grpo(dialect, {"algorithm": "gspo", "dual_clip": 0.0}),
-            {"algorithm": "gspo", "dual_clip": 0.0},
+            grpo(dialect, {"algorithm": "gspo"}),
+            {"algorithm": "gspo"},
             "seq-mean-token-mean",
             "sequence",
             low=3e-4,
@@ -220,14 +220,24 @@ GROUPS: dict[str, tuple[tuple[str, Flags, str, bool], ...]] = {
 
 
 def group_rows(dialect: str) -> list[Row]:
-    """Advantages from scores; REINFORCE++ with the KL in its rewards."""
+    """Advantages from scores; with the KL in the rewards where the dialect has it there."""
     x, found = inputs(), []
-    mask, none = x["mask"], torch.zeros_like(x["logp"])
+    mask = x["mask"]
     normal = retyped.openrlhf_normalised if dialect == OPENRLHF else retyped.verl_whitened
     for name, flags, kind, whitened in GROUPS[dialect]:
-        ours = grpo_advantages(grpo(dialect, flags), x["scores"], none, mask, kl_coef=0.0, s=Single())
-        gained = retyped.grouped(x["scores"].double().tolist(), GROUP, kind)
-        spread = [[torch.tensor(a, dtype=torch.float64)] * int(n) for a, n in zip(gained, mask.sum(1), strict=True)]
+        in_reward = dialect == OPENRLHF
+        flags = flags | ({"kl_in": "reward", "kl_estimator": "k1", "kl_coef": 0.1} if in_reward else {})
+        cfg = grpo(dialect, flags)
+        kl_ours = kl_term(cfg, x["logp"], x["ref_logp"])
+        coefficient = cfg.kl.kl_coef if in_reward else 0.0
+        ours = grpo_advantages(cfg, x["scores"], kl_ours, mask, kl_coef=coefficient, s=Single())
+        gained = torch.tensor(retyped.grouped(x["scores"].double().tolist(), GROUP, kind), dtype=torch.float64)
+        if in_reward:
+            both = (retyped.rows(x[key], mask) for key in ("logp", "ref_logp"))
+            paid = [paid_out(dialect, *sample) for sample in zip(*both, gained, strict=True)]
+            spread = [retyped.to_go(rewards, 1.0) for rewards in paid]
+        else:
+            spread = [[a] * int(n) for a, n in zip(gained, mask.sum(1), strict=True)]
         theirs = retyped.wide(normal(spread) if whitened else spread, mask)
         found.append(row(dialect, f"advantages, {name}", flags, difference(ours, theirs)))
     flags = {"algorithm": "reinforce++", "kl_coef": 0.1}

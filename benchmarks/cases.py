@@ -183,9 +183,11 @@ PREFERENCE = (
         {"loss": "alphapo", "alphapo_alpha": 0.25},
     ),
 )
-KL = {"kl_coef": 0.04}
+PAPER = {"aggregation": "sequence_mean"}
+"""GRPO's own aggregation; TRL's default, and so the dialect's, is DAPO's."""
+KL = PAPER | {"kl_coef": 0.04}
 POLICY = (
-    Case("grpo", "GRPO", {"loss_type": "grpo"}, {"algorithm": "grpo"}),
+    Case("grpo", "GRPO", {"loss_type": "grpo"}, PAPER),
     Case("grpo", "GRPO, KL k3 in the loss, ratio-weighted", {"loss_type": "grpo", "beta": 0.04}, KL),
     Case(
         "grpo",
@@ -193,7 +195,12 @@ POLICY = (
         {"loss_type": "grpo", "beta": 0.04, "args": {"use_bias_correction_kl": False}},
         KL | {"kl_gradient": "plain"},
     ),
-    Case("grpo", "GRPO, two-sided clip (delta 1.3)", {"loss_type": "grpo", "args": {"delta": 1.3}}, {"ratio_cap": 1.3}),
+    Case(
+        "grpo",
+        "GRPO, two-sided clip (delta 1.3)",
+        {"loss_type": "grpo", "args": {"delta": 1.3}},
+        PAPER | {"ratio_cap": 1.3},
+    ),
     Case("grpo", "BNPO", {"loss_type": "bnpo"}, {"aggregation": "token_mean"}),
     Case("grpo", "Dr. GRPO", {"loss_type": "dr_grpo"}, {"algorithm": "dr_grpo"}),
     Case("grpo", "DAPO", {"loss_type": "dapo", "epsilon_high": 0.28}, {"algorithm": "dapo"}),

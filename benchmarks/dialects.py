@@ -18,6 +18,7 @@ from torch import Tensor
 from kinkajou import config
 from kinkajou.algos import kl, losses
 from kinkajou.batch import GRPOBatch
+from kinkajou.config.dialects import GRPO
 from kinkajou.models.forward import TokenScores
 from kinkajou.parallel.strategy import Single
 from kinkajou.train.estimates import ppo_estimates, value_targets
@@ -99,14 +100,49 @@ def quantities(dialect: str) -> dict[str, Tensor]:
 
 
 def conventions() -> list[str]:
+    """The conventions of PPO."""
     names = list(config.DIALECTS)
+    return table(names, SHOWN, {name: config.flat(settings(name)) for name in names})
+
+
+GROUP_SHOWN = {
+    "group deviation plus": "group_eps",
+    "variance of a group": "group_variance",
+    "KL in, estimator": ("kl_in", "kl_estimator"),
+    "KL coefficient": "kl_coef",
+    "gradient of the KL": "kl_gradient",
+    "advantages": "returns",
+    "aggregation": "aggregation",
+    "clip, dual clip": ("clip", "dual_clip"),
+    "log-ratio bound": "log_ratio_clamp",
+}
+
+
+def groups() -> list[str]:
+    """The conventions of `kinkajou grpo --algorithm grpo` in the dialects that have critic-free methods."""
+    names = list(GRPO)
+    flat = {
+        name: config.flat(
+            config.GRPOConfig(
+                base=config.ModelConfig(model="m"),
+                rollout=config.RolloutConfig(prompts="p"),
+                judge=config.JudgeConfig(reward=("r",)),
+                run=config.RunConfig(output="o"),
+                numerics=config.GRPONumerics(dialect=name),
+            )
+        )
+        for name in names
+    }
+    return table(names, GROUP_SHOWN, flat)
+
+
+def table(names: list[str], rows: dict[str, Any], flat: dict[str, dict[str, Any]]) -> list[str]:
     lines = ["| convention | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    flat = {name: config.flat(settings(name)) for name in names}
-    for title, keys in SHOWN.items():
-        row = [
+    for title, keys in rows.items():
+        cells = [
             ", ".join(shown(flat[name][key]) for key in ((keys,) if isinstance(keys, str) else keys)) for name in names
         ]
-        lines.append(f"| {title} | " + " | ".join(row) + " |")
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -143,7 +179,11 @@ def insert(text: str, name: str, lines: list[str]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    tables: dict[str, Callable[[], list[str]]] = {"conventions": conventions, "differences": differences}
+    tables: dict[str, Callable[[], list[str]]] = {
+        "conventions": conventions,
+        "differences": differences,
+        "groups": groups,
+    }
     text = PAGE.read_text(encoding="utf-8")
     for name, make in tables.items():
         lines = make()

@@ -1,4 +1,4 @@
-"""Settings that would do nothing, or that do not fit together, are refused; what a run wrote down may be given again."""
+"""Settings that would do nothing, or do not fit together, are refused; what a run wrote down may be given again."""
 
 from typing import Any
 

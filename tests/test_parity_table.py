@@ -1,13 +1,7 @@
 """The parity table: its measure, the formulas retyped in `benchmarks/`, and TRL itself where it is installed."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package
-
 from benchmarks import against_retyped, cases, ours, parity, peers, table
 from benchmarks.layout import LONGEST, Layout, draw_answers, draw_prompts
 

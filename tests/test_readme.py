@@ -16,7 +16,7 @@ STAGES = [line for line in LINES if re.match(r"kinkajou (sft|reward|ppo) ", line
 
 
 def test_the_readme_shows_every_stage() -> None:
-    assert {line.split()[1] for line in STAGES} == {"sft", "reward", "ppo"}
+    assert {line.split()[1] for line in STAGES} == {"sft", "reward", "prefer", "ppo", "grpo"}
 
 
 @pytest.mark.parametrize("line", STAGES)

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from kinkajou.algos.advantages import extended
 from kinkajou.algos.losses import Loss
 from kinkajou.algos.preferences import RANKING
-from kinkajou.batch import GRPOBatch, PairBatch, PPOBatch, Sampling, TokenBatch
+from kinkajou.batch import GRPOBatch, PairBatch, PPOBatch, Sampling, TokenBatch, pad_rows
 from kinkajou.config import ALGORITHMS, PreferenceLossConfig
 from kinkajou.config.preference import PREFERENCE_LOSSES
 from kinkajou.data.chat import Encoded
@@ -110,8 +110,8 @@ def ranking(model: nn.Module, batch: PairBatch, count: Tensor) -> Loss:
     return RANKING["log_sig"](*model(both.tokens, both.mask, at="end").view(-1, 2).unbind(1), count)
 
 
-def preferred(small: Small, *loss: str, **options: Any) -> Case:
-    """A batch as `prefer` prepares it; the reference is near the policy."""
+def preferred(small: Small, s: Strategy, *loss: str, **options: Any) -> Case:
+    """This rank's share of a batch as `prefer` prepares it; the reference is near the policy, not the policy."""
     method = PreferenceLossConfig(loss=loss, **options)
     policy = model_of(small, "language")
     b, places = len(LENGTHS), list(range(len(LENGTHS)))
@@ -123,10 +123,10 @@ def preferred(small: Small, *loss: str, **options: Any) -> Case:
         rows = [JudgedRow(prompts[i], encoded[i], i % 3 != 1) for i in places]
         task = JudgedTask(method, rows, PAD, 64)
         asked = task.questions([places])
-        task = task.with_reference(
-            noise(1, torch.zeros(len(asked.rows)), 1.0)
-            - 4.0 * torch.tensor([float(sum(row.counts)) for row in asked.rows])
-        )
+        plain = pad_rows([row.tokens for row in asked.rows], [row.counts for row in asked.rows], pad_id=PAD)
+        with torch.no_grad():
+            logp = policy(plain.tokens, plain.mask).logp.sum(-1)
+        task = task.with_reference(logp - 2 + noise(1, logp, 6.0))  # lower, so that KTO's point is above 0
     else:
         both = [
             tuple(Encoded([*prompts[i], *x.tokens], [False] * len(prompts[i]) + x.counts) for x in encoded[i::b])
@@ -136,8 +136,9 @@ def preferred(small: Small, *loss: str, **options: Any) -> Case:
         plain = task.batch(places)
         with torch.no_grad():
             logp = policy(plain.stacked().tokens, plain.stacked().mask).logp.view(plain.mask.shape) * plain.answer
-        task = task.with_reference((logp.sum(-1) + noise(1, torch.zeros(b, 2), 1.0)).flatten())
-    batch = task.prepare(policy, task.batch(places), places, Here(), 10**6)
+        far = noise(1, torch.zeros(b, 2), 6.0)  # so far that AOT sorts the two differently
+        task = task.with_reference((logp.sum(-1) + far).flatten())
+    batch = task.prepare(policy, task.batch(places[s.rank :: s.world]), places, s, 40)
     return Case("language", batch, task.loss)
 
 
@@ -178,30 +179,39 @@ def ppo(small: Small, which: int, **changes: Any) -> Case:
 
 
 SMOOTHED = {"cdpo": {"label_smoothing": 0.1}, "robust": {"label_smoothing": 0.1}}
-CASES: dict[str, Callable[[Small], Case]] = {
-    "sft": lambda small: Case("language", chats(), token_loss),
-    "reward": lambda small: Case("scalar", pairs(), ranking),
+CASES: dict[str, Callable[[Small, Strategy], Case]] = {
+    "sft": lambda small, _: Case("language", chats(), token_loss),
+    "reward": lambda small, _: Case("scalar", pairs(), ranking),
     **{
-        f"prefer-{name}": lambda small, name=name: preferred(small, name, **SMOOTHED.get(name, {}))
+        f"prefer-{name}": lambda small, s, name=name: preferred(small, s, name, **SMOOTHED.get(name, {}))
         for name in PREFERENCE_LOSSES
     },
-    "prefer-js": lambda small: preferred(small, "sigmoid", divergence="js"),
-    "prefer-ld": lambda small: preferred(small, "ipo_mean", ld_alpha=0.4),
-    "prefer-wpo": lambda small: preferred(small, "sigmoid", use_weighting=True),
-    "prefer-sum": lambda small: preferred(small, "sigmoid", "0.3*sft", "0.2*aot"),
-    "prefer-kto-sum": lambda small: preferred(small, "kto", "0.3*sft", undesirable_weight=1.3),
-    "ppo": lambda small: ppo(small, 0),
-    "ppo-verl": lambda small: ppo(small, 0, dialect="verl-2026.01"),
-    "ppo-coati": lambda small: ppo(small, 0, dialect="coati-2023"),
-    "ppo-kl-in-loss": lambda small: ppo(small, 0, kl_in="loss", kl_coef=0.3, kl_gradient="k2"),
-    "ppo-critic": lambda small: ppo(small, 1),
-    "ppo-critic-trl": lambda small: ppo(small, 1, dialect="trl-1.12"),
-    "ppo-shared": lambda small: ppo(small, 2, backbone="shared"),
-    "ppo-shared-trl": lambda small: ppo(small, 2, backbone="shared", dialect="trl-1.12"),
-    **{name: lambda small, name=name: grpo(small, algorithm=name) for name in ALGORITHMS},
-    "grpo-kl": lambda small: grpo(small, kl_coef=0.2, kl_gradient="ratio"),
-    "grpo-verl": lambda small: grpo(small, dialect="verl-2026.01", kl_coef=0.2, aggregation="sequence_sum"),
+    "prefer-js": lambda small, s: preferred(small, s, "sigmoid", divergence="js"),
+    "prefer-ld": lambda small, s: preferred(small, s, "ipo_mean", ld_alpha=0.4),
+    "prefer-wpo": lambda small, s: preferred(small, s, "sigmoid", use_weighting=True),
+    "prefer-sum": lambda small, s: preferred(small, s, "sigmoid", "0.3*sft", "0.2*aot"),
+    "prefer-kto-sum": lambda small, s: preferred(small, s, "kto", "0.3*sft", undesirable_weight=1.3),
+    "ppo": lambda small, _: ppo(small, 0),
+    "ppo-verl": lambda small, _: ppo(small, 0, dialect="verl-2026.01"),
+    "ppo-coati": lambda small, _: ppo(small, 0, dialect="coati-2023"),
+    "ppo-kl-in-loss": lambda small, _: ppo(small, 0, kl_in="loss", kl_coef=0.3, kl_gradient="k2"),
+    "ppo-critic": lambda small, _: ppo(small, 1),
+    "ppo-critic-trl": lambda small, _: ppo(small, 1, dialect="trl-1.12"),
+    "ppo-shared": lambda small, _: ppo(small, 2, backbone="shared"),
+    "ppo-shared-trl": lambda small, _: ppo(small, 2, backbone="shared", dialect="trl-1.12"),
+    **{name: lambda small, _, name=name: grpo(small, algorithm=name) for name in ALGORITHMS},
+    "grpo-kl": lambda small, _: grpo(small, kl_coef=0.2, kl_gradient="ratio"),
+    "grpo-verl": lambda small, _: grpo(small, dialect="verl-2026.01", kl_coef=0.2, aggregation="sequence_sum"),
 }
+
+
+def make_case(name: str, small: Small, s: Strategy | None = None) -> Case:
+    """The case with this rank's rows; alone by default."""
+    s = s or Here()
+    case = CASES[name](small, s)
+    if name.startswith("prefer-"):  # took its share before the batch was prepared
+        return case
+    return dataclasses.replace(case, batch=case.batch.select(torch.arange(len(case.batch))[s.rank :: s.world]))
 
 
 class Recording:

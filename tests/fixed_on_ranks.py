@@ -1,6 +1,5 @@
 """Run by torchrun in test_invariance.py: every case's step with its rows shared by the ranks, then whole runs."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from fixed import CASES, model_of, take_step
+from fixed import CASES, make_case, model_of, take_step
 from kinkajou.parallel.strategy import Replicated
 from small import Small
 from train.ddp_stages import main as run_stages
@@ -24,10 +23,9 @@ def main(path: str) -> None:
     strategy = Replicated()
     # The stages go on in this group: a second one would read its addresses from torchrun's store.
     dist.init_process_group = lambda *args, **kwargs: None
-    for name, make in CASES.items():
-        case = make(small)
-        mine = dataclasses.replace(case, batch=case.batch.select(torch.arange(len(case.batch))[strategy.rank :: 2]))
-        outcome = take_step(mine, model_of(small, case.kind), budget=40, strategy=strategy)
+    for name in CASES:
+        case = make_case(name, small, strategy)
+        outcome = take_step(case, model_of(small, case.kind), budget=40, strategy=strategy)
         if strategy.rank == 0:
             (Path(path).parent / f"{name}.json").write_text(json.dumps(outcome.numbers))
             tensors = {f"gradient/{key}": x for key, x in outcome.gradients.items()}

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fixed import CASES, Case, Outcome, model_of, take_step, widened
+from fixed import CASES, Case, Outcome, make_case, model_of, take_step, widened
 from kinkajou.models.adapters import merged
 from kinkajou.models.forward import ActorCritic, LanguageModel, ScalarModel
 from kinkajou.models.load import load_language_model
@@ -74,7 +74,7 @@ def case_of(small: Small) -> Callable[[str], tuple[Case, Outcome]]:
 
     def find(name: str) -> tuple[Case, Outcome]:
         if name not in known:
-            case = CASES[name](small)
+            case = make_case(name, small)
             known[name] = case, plain(case, small)
         return known[name]
 
@@ -273,7 +273,7 @@ def test_a_run_is_the_same_whether_its_adapters_are_saved_merged_or_apart(
         small.run(stage, run, lora_rank=2, lora_save=save, lr=1e-2, warmup=0.0, **own)
         folder = run / "checkpoints" / f"step-{steps_kept(run)[-1]:06d}"
         model = load_language_model(str(folder), tiny_tokenizer())
-        batch = CASES["sft"](small).batch
+        batch = make_case("sft", small).batch
         with torch.no_grad():
             scores.append(model(batch.tokens, batch.mask).logp)
     torch.testing.assert_close(scores[0], scores[1], atol=CLOSE, rtol=0)

@@ -12,7 +12,7 @@ from kinkajou.cli import main
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```shell\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 LINES = [line.split(" #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
-STAGES = [line for line in LINES if re.match(r"kinkajou (sft|reward|ppo) ", line)]
+STAGES = [line for line in LINES if re.match(r"kinkajou (sft|reward|prefer|ppo|grpo) ", line)]
 
 
 def test_the_readme_shows_every_stage() -> None:

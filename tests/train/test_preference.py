@@ -354,6 +354,7 @@ def test_turns_of_the_user_inside_an_answer_do_not_count(small: Small, tmp_path:
         ({"loss": ("sft",), "beta": 0.3}, "--beta does nothing"),
         ({"divergence_alpha": 0.3}, "--divergence_alpha does nothing for this divergence"),
         ({"loss": ("cdpo",)}, "needs --label_smoothing"),
+        ({"loss": ("orpo", "simpo")}, "seen: orpo 0.1, simpo 2"),
         ({"loss": ("kto",), "batch_size": 1}, "compares the records of a batch"),
         ({"loss": ("alphapo",), "alphapo_alpha": 0.0}, "is SimPO"),
         ({"ld_alpha": 1.5}, "must lie between"),
@@ -369,7 +370,9 @@ def test_refused_settings(changes: dict[str, Any], problem: str, small: Small, t
 def test_defaults_that_depend_on_the_loss(small: Small, tmp_path: Path) -> None:
     beta = {loss: small.settings("prefer", tmp_path, loss=(loss,)).method.beta for loss in ("sigmoid", "simpo", "sft")}
     assert beta == {"sigmoid": 0.1, "simpo": 2.0, "sft": 0.0}
-    assert small.settings("prefer", tmp_path, loss=("exo_pair",)).method.label_smoothing == 1e-3
+    for words, beta in ((("simpo", "sft"), 2.0), (("simpo", "alphapo"), 2.0), (("orpo", "cpo"), 0.1)):
+        assert small.settings("prefer", tmp_path, loss=words).method.beta == beta
+    assert small.settings("prefer", tmp_path, loss=("orpo", "simpo"), beta=0.3).method.beta == 0.3
     terms = small.settings("prefer", tmp_path, loss=("sigmoid", "0.2*sft")).method.terms
     assert terms == (("sigmoid", 1.0), ("sft", 0.2))
 

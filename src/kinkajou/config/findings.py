@@ -47,8 +47,8 @@ FINDINGS: dict[str, Kind] = {
         metrics=("first_ratio",),
         limit=1e-4,
         bf16=2e-2,
-        why="mean distance of the two log-probabilities (first_gap), or of the mean ratio from 1; the same weights score "
-        "the same tokens twice, so only rounding is left (measured: 1e-6 in fp32)",
+        why="mean distance of the two log-probabilities (first_gap), or of the mean ratio from 1; the same weights "
+        "score the same tokens twice, so only rounding is left (measured: 1e-6 in fp32)",
         cause="the ratio of new to old probability is not 1 before the first update: the rollouts were scored with "
         "other weights, another temperature or another mask than the loss uses",
         action="trust no number of this run; check that temperature, top_k and top_p did not change, and report it",

@@ -55,6 +55,8 @@ PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
     "kto": _loss(*_WEIGHTS, reads="judged", whole_batch=True),
     "apo_zero_unpaired": _loss(*_WEIGHTS, reads="judged"),
 }
+_USUAL_BETA = {"simpo": 2.0, "alphapo": 2.0}
+"""Of the other losses it is 0.1."""
 _SMOOTHED = ("cdpo", "robust")
 """Losses that are `sigmoid` without label smoothing."""
 
@@ -89,7 +91,7 @@ class PreferenceLossConfig:
     single answers (a pair is two): kto, apo_zero_unpaired. docs/numerics.md has the formulas."""
     beta: float = 0.0
     """How strongly the policy is held to the reference, or the scale of its own log-probabilities. 0: the loss's usual
-    value, 2 for simpo and alphapo, else 0.1."""
+    value, 2 for simpo and alphapo, else 0.1; a sum of losses whose values differ must be given one."""
     reference: str | None = None
     """Folder or hub id of the reference; without it, the model that the training starts from."""
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
@@ -97,7 +99,7 @@ class PreferenceLossConfig:
     divergence_alpha: float = 0.5
     """Order of the alpha divergence."""
     label_smoothing: float = 0.0
-    """Share of the labels taken for wrong (cdpo, robust, exo_pair, aot, cpo, simpo). 0 means 1e-3 for exo_pair."""
+    """Share of the labels taken for wrong (cdpo, robust, exo_pair, aot, cpo, simpo). exo_pair takes 1e-3 for 0."""
     ld_alpha: float = 1.0
     """Weight of the tokens beyond the shorter answer's length (LD-DPO); 1 counts them in full."""
     use_weighting: bool = False
@@ -124,9 +126,7 @@ class PreferenceLossConfig:
         within(self, 0.0, 0.49, "label_smoothing")
         self._check_records()
         self._check_options()
-        names = [name for name, _ in self.terms]
-        usual = 2.0 if {"simpo", "alphapo"} & set(names) else 0.1
-        object.__setattr__(self, "beta", self.beta or (0.0 if names == ["sft"] else usual))
+        object.__setattr__(self, "beta", self.beta or self._usual_beta())
 
     @property
     def terms(self) -> tuple[tuple[str, float], ...]:
@@ -144,6 +144,17 @@ class PreferenceLossConfig:
     @property
     def names(self) -> frozenset[str]:
         return frozenset(name for name, _ in self.terms)
+
+    def _usual_beta(self) -> float:
+        """That of the losses which have one; 0 for none."""
+        usual = {name: _USUAL_BETA.get(name, 0.1) for name, _ in self.terms if name != "sft"}
+        if len(set(usual.values())) > 1:
+            raise UserError(
+                "these losses have different usual values of beta, and they share one",
+                evidence=", ".join(f"{name} {beta:g}" for name, beta in usual.items()),
+                fix="give --beta",
+            )
+        return max(usual.values(), default=0.0)
 
     def _check_records(self) -> None:
         kinds = {PREFERENCE_LOSSES[name].reads: name for name in self.names}
@@ -176,8 +187,6 @@ class PreferenceLossConfig:
             )
         if not self.label_smoothing and (bare := [name for name in _SMOOTHED if name in self.names]):
             raise UserError(f"the loss {bare[0]!r} needs --label_smoothing", fix="--label_smoothing 0.1")
-        if "exo_pair" in self.names and not self.label_smoothing:
-            object.__setattr__(self, "label_smoothing", 1e-3)
         if "alphapo" in self.names and not self.alphapo_alpha:
             raise UserError("--alphapo_alpha 0 is SimPO", fix="--loss simpo")
 

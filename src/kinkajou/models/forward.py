@@ -107,9 +107,7 @@ class LanguageModel(PackedModel):
         with compute_context(self.dtype, tokens.device):
             hidden = self.hidden(rows.ids, rows.positions, rows.layout)[mask[rows.inside]]
             found = []
-            for h, y in zip(
-                torch.split(hidden, self.chunk), torch.split(tokens[:, 1:][mask], self.chunk), strict=True
-            ):
+            for h, y in zip(torch.split(hidden, self.chunk), torch.split(tokens[:, 1:][mask], self.chunk), strict=True):
                 logp = self.logits(h).float().log_softmax(-1)
                 found.append(logp.gather(-1, y[:, None]).squeeze(-1) - (2 * logp).logsumexp(-1))
         return mask.new_zeros(mask.shape, dtype=torch.float32).masked_scatter(mask, torch.cat(found))

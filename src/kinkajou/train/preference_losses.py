@@ -69,6 +69,8 @@ def alphapo(p: Sides, o: PreferenceLossConfig) -> Tensor:
     return dpo.logistic(margin, beta=o.beta, label_smoothing=o.label_smoothing)
 
 
+EXO_SMOOTHING = 1e-3
+"""EXO's own, where none is given: without any its logarithm is infinite (Ji 2024)."""
 PAIR_LOSSES: dict[str, PairLoss] = {
     "sigmoid": lambda p, o: dpo.logistic(p.gap(o), beta=o.beta),
     "sigmoid_norm": lambda p, o: dpo.logistic(p.gap(o, mean=True), beta=o.beta),
@@ -77,7 +79,7 @@ PAIR_LOSSES: dict[str, PairLoss] = {
     "ipo_mean": lambda p, o: dpo.squared(p.gap(o, mean=True), beta=o.beta),
     "cdpo": lambda p, o: dpo.logistic(p.gap(o), beta=o.beta, label_smoothing=o.label_smoothing),
     "robust": lambda p, o: dpo.robust(p.gap(o), beta=o.beta, label_smoothing=o.label_smoothing),
-    "exo_pair": lambda p, o: dpo.exo(p.gap(o), beta=o.beta, label_smoothing=o.label_smoothing),
+    "exo_pair": lambda p, o: dpo.exo(p.gap(o), beta=o.beta, label_smoothing=o.label_smoothing or EXO_SMOOTHING),
     "discopop": lambda p, o: dpo.discopop(p.gap(o), beta=o.beta, tau=o.discopop_tau),
     "nca_pair": lambda p, o: dpo.nca(*p.log_ratios, beta=o.beta),
     "bco_pair": lambda p, o: dpo.bco(*p.log_ratios, beta=o.beta),

@@ -102,7 +102,8 @@ def test_a_stale_engine_is_corrected(
     stale(monkeypatch, 0.15)
     seen = watch(monkeypatch, ppo if stage == "ppo" else grpo)
     rows = {"minibatch_size": 8} if stage == "ppo" else {"minibatch_size": 16, "aggregation": "token_mean"}
-    changes = {**ONE_MOVE, **rows, "rollout_correction": how, "correction_cap": 1.3, "kl_coef": 0.0}
+    cap = {} if how == "none" else {"correction_cap": 1.3}
+    changes = {**ONE_MOVE, **rows, **cap, "rollout_correction": how, "kl_coef": 0.0}
     row = small.run(stage, tmp_path / "run", **changes)[0]
     rollout, batch = seen.steps[0].sampled.rollout, seen.steps[0].batch
     module = causal(small.policy)
@@ -141,12 +142,12 @@ def test_a_stale_engine_is_corrected(
 def test_a_small_gap_is_left_alone(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Below the bound the run is, to the bit, that without correction; beyond it, it is not."""
     stale(monkeypatch, 0.01)
-    changes = {**ONE_MOVE, "steps": 2, "correction_cap": 1.0001}
+    changes, cap = {**ONE_MOVE, "steps": 2}, {"correction_cap": 1.0001}
     none = small.run("grpo", tmp_path / "none", **changes, rollout_correction="none")
     worst = max(row["engine_gap_max"] for row in none)
     assert worst > 1e-4
-    small.run("grpo", tmp_path / "below", **changes, correction_bound=worst * 1.01)
-    small.run("grpo", tmp_path / "beyond", **changes, correction_bound=worst * 0.2)
+    small.run("grpo", tmp_path / "below", **changes, **cap, correction_bound=worst * 1.01)
+    small.run("grpo", tmp_path / "beyond", **changes, **cap, correction_bound=worst * 0.2)
     assert not changed(weights(tmp_path / "none", 2), weights(tmp_path / "below", 2))
     assert changed(weights(tmp_path / "none", 2), weights(tmp_path / "beyond", 2))
 

@@ -219,6 +219,7 @@ def test_adaptive_kl_follows_its_formula(small: Small, tmp_path: Path, capsys: p
     further = small.run("ppo", tmp_path / "two", model=str(tmp_path / "one"), **adaptive, steps=1)
     assert further[0]["kl_coef"] == pytest.approx(coefficient, rel=1e-9)
     assert f"kl_coef: {coefficient:.4g}" in capsys.readouterr().out
+    assert abs(further[0]["kl_ref"]) > 1e-2  # still to the reference of the first run, by which it was measured
     fixed = small.run("ppo", tmp_path / "three", model=str(tmp_path / "one"), kl_coef=0.2, steps=1)
     assert fixed[0]["kl_coef"] == 0.2
     assert "adaptive KL" not in capsys.readouterr().out
@@ -337,8 +338,8 @@ def test_a_shared_trunk(small: Small, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("backbone", ["shared", "separate"])
 def test_cut_off_answers_teach_nothing(backbone: str, small: Small, tmp_path: Path) -> None:
     """Where no answer ends, `mask_truncated` leaves the policy as it is, whatever the judge says."""
-    changes = {"reward": "rule:length:3", "max_new_tokens": 2, "mask_truncated": True, "vf_coef": 0.0}
-    rows = small.run("ppo", tmp_path / "run", steps=2, backbone=backbone, **changes)
+    changes = {"reward": "rule:length:3", "max_new_tokens": 2, "mask_truncated": True, "backbone": backbone}
+    rows = small.run("ppo", tmp_path / "run", steps=2, **changes)
     assert [row["ended"] for row in rows] == [0, 0]
     assert not changed(load_file(Path(small.policy) / "model.safetensors"), weights(tmp_path / "run", 2))
 

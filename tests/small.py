@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -22,6 +23,7 @@ KINDS = {
     "ppo": config.PPOConfig,
     "grpo": config.GRPOConfig,
 }
+TIMED = ("time_s", "tokens_per_s")
 
 
 def say(dice: random.Random, low: int, high: int) -> str:
@@ -121,3 +123,11 @@ def steps_kept(run: Path | str) -> list[int]:
 
 def weights(run: Path | str, step: int) -> dict[str, Tensor]:
     return load_file(Path(run) / "checkpoints" / f"step-{step:06d}" / "model.safetensors")
+
+
+def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if not name.endswith(TIMED)} for row in rows]
+
+
+def nearly(rows: list[dict[str, Any]], rel: float = 1e-4) -> list[Any]:
+    return [pytest.approx(row, rel=rel, abs=1e-5) for row in untimed(rows)]

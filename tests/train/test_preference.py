@@ -1,4 +1,4 @@
-"""`kinkajou prefer` as a whole: what counts, what the reference is, what changes no number, and that it learns."""
+"""`kinkajou prefer` as a whole: what counts, what changes no number, and that it learns."""
 
 import math
 from functools import lru_cache
@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kinkajou.batch import pad_rows
@@ -19,18 +17,9 @@ from kinkajou.errors import UserError
 from kinkajou.models.load import load_language_model
 from kinkajou.train.preference_rows import cut_to_fit, encode_compared, encode_judged
 from kinkajou.train.preference_tasks import mismatched
-from small import Small, weights, write_rows
+from small import Small, nearly, untimed, weights, write_rows
 
-TIMED = ("time_s", "tokens_per_s")
 ANY = {"warmup": 0.0, "eval_share": 0.1, "batch_size": 6}
-
-
-def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if not name.endswith(TIMED)} for row in rows]
-
-
-def nearly(rows: list[dict[str, Any]], rel: float = 1e-4) -> list[Any]:
-    return [pytest.approx(row, rel=rel, abs=1e-5) for row in untimed(rows)]
 
 
 @lru_cache(maxsize=4)
@@ -116,61 +105,6 @@ def test_the_order_of_a_batch_changes_no_number(loss: str, small: Small, tmp_pat
     own = {"loss": (loss,), "batch_size": 40, "epochs": 3, "warmup": 0.0}
     want = small.run("prefer", tmp_path / "one", **own)
     assert untimed(small.run("prefer", tmp_path / "two", **own, data=str(turned))) == nearly(want)
-
-
-# --- the reference ----------------------------------------------------------------------------------------
-
-
-def kept(run: Path) -> tuple[str, Tensor]:
-    with safe_open(run / "reference.safetensors", framework="pt") as file:
-        return file.metadata()["key"], file.get_tensor("logp")
-
-
-def test_the_kept_reference_is_used_again(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    want = small.run("prefer", run, **ANY)
-    key, logp = kept(run)
-    capsys.readouterr()
-    assert untimed(small.run("prefer", run, **ANY, overwrite=True)) == untimed(want)
-    assert "log-probabilities of 80 answers from" in capsys.readouterr().out
-    # What is in the file is what counts: with other numbers under the same key, the loss is another.
-    from safetensors.torch import save_file
-
-    save_file({"logp": logp - torch.arange(80.0) % 2}, run / "reference.safetensors", metadata={"key": key})
-    assert small.run("prefer", run, **ANY, overwrite=True)[0]["margin"] == pytest.approx(-0.1, rel=1e-3)
-
-
-@pytest.mark.parametrize("change", ["data", "reference", "settings", "broken"])
-def test_a_kept_reference_that_does_not_fit_is_computed_again(
-    change: str, small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    small.run("prefer", run, **ANY)
-    key, _ = kept(run)
-    pairs = Path(small.pairs).read_text().splitlines(keepends=True)
-    (tmp_path / "pairs.jsonl").write_text("".join(pairs).replace("w3", "w4"))
-    changes: dict[str, dict[str, Any]] = {
-        "data": {"data": str(tmp_path / "pairs.jsonl")},
-        "reference": {"model": "llama-nano", "tokenizer": small.policy},
-        "settings": {"ld_alpha": 0.5},
-        "broken": {},
-    }
-    if change == "broken":
-        (run / "reference.safetensors").write_bytes(b"torn")
-    capsys.readouterr()
-    small.run("prefer", run, **ANY, overwrite=True, **changes[change])
-    assert "computed again" in capsys.readouterr().out
-    assert (kept(run)[0] == key) == (change == "broken")
-
-
-def test_lora_without_its_adapters_is_the_reference(small: Small, tmp_path: Path) -> None:
-    """The same key, the same numbers as the model that it started from, named as the reference."""
-    own = {**ANY, "lora_rank": 2, "lr": 1e-2}
-    want = small.run("prefer", tmp_path / "one", **own)
-    got = small.run("prefer", tmp_path / "two", **own, reference=small.policy)
-    assert untimed(got) == nearly(want)
-    assert kept(tmp_path / "one")[0] == kept(tmp_path / "two")[0]
-    assert want[-1]["margin"] != 0
 
 
 # --- it learns --------------------------------------------------------------------------------------------
@@ -377,12 +311,6 @@ def test_defaults_that_depend_on_the_loss(small: Small, tmp_path: Path) -> None:
     assert terms == (("sigmoid", 1.0), ("sft", 0.2))
 
 
-def test_a_reference_that_is_not_there(small: Small, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no model"):
-        small.run("prefer", tmp_path / "run", reference=str(tmp_path))
-    assert not (tmp_path / "run" / "config.toml").exists()
-
-
 def test_the_checkpoint_is_plain_and_the_adapter_can_be_kept(small: Small, tmp_path: Path) -> None:
     small.run("prefer", tmp_path / "run", lora_rank=2, lora_save="adapter", save_optimizer=True, dtype="bf16")
     folder = tmp_path / "run" / "checkpoints" / "step-000005"
@@ -390,12 +318,3 @@ def test_the_checkpoint_is_plain_and_the_adapter_can_be_kept(small: Small, tmp_p
     assert (folder / "state" / "optimizer.safetensors").is_file()
     small.run("prefer", tmp_path / "whole", epochs=0.2)
     assert weights(tmp_path / "whole", 1)
-
-
-def test_the_reference_weighs_long_answers_as_the_policy_does(small: Small, tmp_path: Path) -> None:
-    """LD-DPO at the reference: every margin is 0 again, whatever the lengths."""
-    row = small.run("prefer", tmp_path / "run", ld_alpha=0.3)[0]
-    assert row["loss"] == pytest.approx(math.log(2), abs=1e-6)
-    assert row["margin"] == pytest.approx(0, abs=1e-6)
-    whole = small.run("prefer", tmp_path / "whole")[0]
-    assert whole["logp_chosen"] < row["logp_chosen"] - 1

@@ -69,9 +69,9 @@ def smoothed(margin: float, eps: float) -> float:
     return -(1 - eps) * log_sigmoid(margin) - eps * log_sigmoid(-margin)
 
 
-def exo(d: float) -> float:
+def exo(d: float, eps: float = EPS) -> float:
     win = sigmoid(B * d)
-    return win * (math.log(win) - math.log(1 - EPS)) + (1 - win) * (math.log(1 - win) - math.log(EPS))
+    return win * (math.log(win) - math.log(1 - eps)) + (1 - win) * (math.log(1 - win) - math.log(eps))
 
 
 def discopop(d: float) -> float:
@@ -201,6 +201,18 @@ def test_value_and_gradient(name: str, seed: int) -> None:
                 up, down = (whole(name, nudged(pairs, i, side, token, by)) for by in (step, -step))
                 assert grads[at][token].item() == pytest.approx((up - down) / (2 * step), rel=1e-5, abs=1e-9), side
             at += 1
+
+
+def test_exo_smooths_by_itself_and_nothing_else() -> None:
+    """Without a share of its own EXO takes 1e-3 (Ji 2024), and a loss beside it takes none."""
+    pairs = tokens(1)
+    made, _ = sides(pairs)
+    o = PreferenceLossConfig(loss=("exo_pair", "simpo"), beta=B, simpo_gamma=GAMMA)
+    assert o.label_smoothing == 0
+    want = fmean(exo(delta(p), 1e-3) for p in pairs)
+    assert pair_loss("exo_pair", made, o, count(pairs)).item() == pytest.approx(want, rel=1e-12)
+    want = fmean(-log_sigmoid(B * (means(p)[0] - means(p)[1]) - GAMMA) for p in pairs)
+    assert pair_loss("simpo", made, o, count(pairs)).item() == pytest.approx(want, rel=1e-12)
 
 
 def test_every_name_has_a_formula_and_stands_in_the_help() -> None:

@@ -145,6 +145,8 @@ def test_the_same_text_with_several_scores(small: Small, tmp_path: Path) -> None
     [
         ({"write": "pairs", "group_size": 1}, "a pair needs two answers"),
         ({"write": "threshold"}, "needs a threshold"),
+        ({"max_per_prompt": 2}, "--max_per_prompt does nothing with --write best"),
+        ({"write": "pairs", "max_per_prompt": 2}, "--max_per_prompt does nothing with --write pairs"),
         ({"reward": ""}, "--reward is missing"),
         ({"reward": "rule:lenght:3"}, "did you mean 'length'"),
         ({"temperature": 0.0}, "--temperature"),
@@ -175,8 +177,10 @@ def test_a_file_that_is_there_stays(small: Small, tmp_path: Path) -> None:
     assert len(write(small, path, max_prompts=2, overwrite=True)) == 2
 
 
-def test_a_judge_that_fails_leaves_no_file(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its second round: the first round's answers lie aside, and nothing under the file's name."""
+def test_a_judge_that_fails_loses_no_answer(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its second round: both rounds' answers lie aside, and nothing under the file's name."""
+    every = {"write": "threshold", "threshold": -9.0, "max_per_prompt": 5}
+    whole = write(small, tmp_path / "whole.jsonl", **every)
     monkeypatch.setattr(sample, "AT_ONCE", 5)
     load, calls = sample.load_judge, []
 
@@ -186,16 +190,28 @@ def test_a_judge_that_fails_leaves_no_file(small: Small, tmp_path: Path, monkeyp
         def once(answers: Any, rollout: Any) -> Any:
             calls.append(len(answers))
             if len(calls) == 2:
-                raise UserError("the service is down", exit_code=5)
+                raise UserError("the service is down", evidence="5 tries", fix="start it again", exit_code=5)
             return judge(answers, rollout)
 
         return once
 
     monkeypatch.setattr(sample, "load_judge", failing)
-    with pytest.raises(UserError, match="service is down"):
-        sample_data(settings(small, tmp_path / "out.jsonl"))
+    with pytest.raises(UserError, match="service is down") as stopped:
+        sample_data(settings(small, tmp_path / "out.jsonl", **every))
     assert calls == [5, 5]
     assert not (tmp_path / "out.jsonl").exists()
+    finished, unscored = tmp_path / "out.jsonl.part", tmp_path / "out.jsonl.unscored.jsonl"
+    for word in ("5 tries", f"rows are kept in {finished}", f"5 answers without a score in {unscored}"):
+        assert word in stopped.value.evidence
+    assert (stopped.value.fix, stopped.value.exit_code) == ("start it again", 5)
+    first = [json.loads(line) for line in finished.read_text().splitlines()]
+    assert first == whole[: len(first)]
+    assert len({row["messages"][0]["content"] for row in first}) == 1
+    second = [json.loads(line)["messages"] for line in unscored.read_text().splitlines()]
+    asked = second[0][0]["content"]
+    wanted = [row["messages"] for row in whole if row["messages"][0]["content"] == asked]
+    assert len(second) == 5
+    assert all(messages in second for messages in wanted)
 
 
 def test_the_command_line(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,5 +144,11 @@ class SampleConfig:
         at_least(self, 1, "group_size", "max_per_prompt")
         if self.write == "threshold" and self.threshold is None:
             raise UserError("--write threshold needs a threshold", fix="give --threshold")
+        if self.write != "threshold" and self.max_per_prompt != 1:
+            raise UserError(
+                f"--max_per_prompt does nothing with --write {self.write}",
+                evidence=f"--max_per_prompt {self.max_per_prompt}",
+                fix="leave it out, or give --write threshold and a --threshold",
+            )
         if self.write == "pairs" and self.group_size < 2:
             raise UserError("a pair needs two answers, and group_size is 1", fix="--group_size 8")

@@ -73,6 +73,20 @@ def load_tokenizer(source: str, *, template: TemplateName = "auto") -> tuple[Pre
     return tokenizer, prepare(tokenizer, template=template, source=source)
 
 
+def check_vocabulary(source: str, tokenizer: PreTrainedTokenizerBase, *, other: str, fix: str) -> None:
+    """UserError unless the tokenizer of `source` has the policy's entries; `other` is what `source` is to the policy.
+
+    What reads the policy's tokens as they are would otherwise read other words, and say nothing.
+    """
+    own, _ = load_tokenizer(source)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"policy and {other} have different vocabularies",
+            evidence=f"{len(tokenizer)} entries in the policy's, {len(own)} in {source}",
+            fix=fix,
+        )
+
+
 def prepare(tokenizer: PreTrainedTokenizerBase, *, template: TemplateName, source: str) -> str:
     """Checks the end token, sets pad and template in place; returns the template's name.
 

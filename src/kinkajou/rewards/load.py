@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from kinkajou.data.tokenizer import load_tokenizer
+from kinkajou.data.tokenizer import check_vocabulary
 from kinkajou.errors import UserError
 from kinkajou.models.forward import Dtype
 from kinkajou.models.load import LoadOptions, find_model, load_scalar_model
@@ -65,12 +65,7 @@ def load_reward_model(
 ) -> ModelJudge:
     """A reward model that reads the policy's tokens as they are: their vocabularies must be equal."""
     source = find_model(folder)
-    own, _ = load_tokenizer(source)
-    if own.get_vocab() != tokenizer.get_vocab():
-        raise UserError(
-            "policy and reward model have different vocabularies",
-            evidence=f"{len(tokenizer)} entries in the policy's, {len(own)} in {folder}",
-            fix="train the reward model from the policy's SFT model, or with its tokenizer",
-        )
+    fix = "train the reward model from the policy's SFT model, or with its tokenizer"
+    check_vocabulary(source, tokenizer, other="reward model", fix=fix)
     model = load_scalar_model(source, tokenizer, LoadOptions(dtype=dtype), fresh=False).requires_grad_(False)
     return ModelJudge(model.to(device), tokens_per_microbatch=tokens_per_microbatch)

@@ -17,6 +17,7 @@ from kinkajou.algos.dpo import length_weights
 from kinkajou.batch import TokenBatch, pad_rows
 from kinkajou.config import PreferConfig
 from kinkajou.data.chat import ChatFormat, Encoded
+from kinkajou.data.tokenizer import check_vocabulary
 from kinkajou.models.adapters import base_weights
 from kinkajou.models.forward import LanguageModel
 from kinkajou.models.load import LoadOptions, find_model, load_language_model
@@ -65,7 +66,10 @@ def reference_model(cfg: PreferConfig, policy: LanguageModel, form: ChatFormat, 
             yield policy
         return
     options = LoadOptions(dtype=cfg.base.dtype, context=cfg.base.max_len, seed=cfg.run.seed)
-    model = load_language_model(find_model(cfg.method.reference), form.tokenizer, options)
+    source = find_model(cfg.method.reference)
+    model = load_language_model(source, form.tokenizer, options)
+    fix = "choose a reference that was trained with the policy's tokenizer, or leave --reference out"
+    check_vocabulary(source, form.tokenizer, other="reference", fix=fix)
     yield model.to(s.device)
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from rich.progress import track
 
-from kinkajou.batch import Sampling
+from kinkajou.batch import Rollout, Sampling
 from kinkajou.config import SampleConfig
 from kinkajou.data.chat import ChatFormat
 from kinkajou.data.records import Prompt
@@ -44,8 +44,8 @@ class Sampler:
     engine: LocalEngine
     judge: Judge
 
-    def answers(self, cfg: SampleConfig, prompts: Sequence[tuple[int, Prompt]]) -> list[list[Scored]]:
-        """A group for each prompt; the seed of each answer is (seed, prompt, number in the group)."""
+    def answers(self, cfg: SampleConfig, prompts: Sequence[tuple[int, Prompt]]) -> tuple[list[Answer], Rollout]:
+        """`group_size` to each prompt; the seed of each is (seed, prompt, number in the group)."""
         wanted = [(i, prompt, k) for i, prompt in prompts for k in range(cfg.group_size)]
         own = cfg.sampler
         rollout = self.engine.generate(
@@ -61,13 +61,20 @@ class Sampler:
             Answer(prompt, text, bool(ended))
             for (_, prompt, _), text, ended in zip(wanted, said, rollout.ended, strict=True)
         ]
+        return answers, rollout
+
+    def groups(self, answers: Sequence[Answer], rollout: Rollout, size: int) -> list[list[Scored]]:
+        """One for each prompt."""
         scores = self.judge(answers, rollout).scores.tolist()
         found = [Scored(answer, score) for answer, score in zip(answers, scores, strict=True)]
-        return [found[i : i + cfg.group_size] for i in range(0, len(found), cfg.group_size)]
+        return [found[i : i + size] for i in range(0, len(found), size)]
 
 
 def sample_data(cfg: SampleConfig) -> Path:
-    """Writes the file; returns its path.  It appears whole: until the end it is `OUTPUT.part`."""
+    """Writes the file; returns its path.  It appears whole: until the end it is `OUTPUT.part`.
+
+    Where the judge fails, its answers are kept in `OUTPUT.unscored.jsonl`.
+    """
     check_specs(cfg.scoring.reward)
     target = Path(cfg.output)
     if target.exists() and not cfg.overwrite:
@@ -83,13 +90,17 @@ def sample_data(cfg: SampleConfig) -> Path:
     num_written = 0
     with aside.open("w", encoding="utf-8") as file:
         for start in track(range(0, len(usable), per_round), description="sample", transient=True):
-            part = sampler.answers(cfg, usable[start : start + per_round])
+            answers, rollout = sampler.answers(cfg, usable[start : start + per_round])
+            try:
+                part = sampler.groups(answers, rollout, cfg.group_size)
+            except UserError as fault:
+                write_through(file)
+                raise unfinished(fault, answers, target, aside, num_written) from None
             groups += part
             for row in (row for group in part for row in kept(cfg, group)):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 num_written += 1
-        file.flush()
-        os.fsync(file.fileno())
+        write_through(file)
     if not num_written:
         aside.unlink()
         raise UserError(
@@ -100,6 +111,24 @@ def sample_data(cfg: SampleConfig) -> Path:
     aside.replace(target)
     print(summary(cfg, groups, num_written, target))
     return target
+
+
+def unfinished(fault: UserError, answers: Sequence[Answer], target: Path, aside: Path, num_written: int) -> UserError:
+    """Keeps what the judge has not scored; the fault, and where the work lies."""
+    unscored = target.with_name(f"{target.name}.unscored.jsonl")
+    with unscored.open("w", encoding="utf-8") as file:
+        for answer in answers:
+            row = {"messages": [*prompt_of(answer), message(answer)]}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        write_through(file)
+    kept_in = f"{num_written} finished rows are kept in {aside}, {len(answers)} answers without a score in {unscored}"
+    evidence = "; ".join(filter(None, (fault.evidence, kept_in)))
+    return UserError(fault.problem, evidence=evidence, fix=fault.fix, exit_code=fault.exit_code)
+
+
+def write_through(file: TextIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def load_sampler(cfg: SampleConfig) -> Sampler:
@@ -150,14 +179,14 @@ def kept(cfg: SampleConfig, group: Sequence[Scored]) -> Iterator[dict[str, Any]]
     ranked = sorted((x for x in group if x.answer.text), key=lambda x: -x.score)
     if not ranked:
         return
-    prompt = [{"role": m.role, "content": m.content} for m in group[0].answer.prompt.messages]
+    prompt = prompt_of(group[0].answer)
     least = -math.inf if cfg.threshold is None else cfg.threshold
     if cfg.write == "pairs":
         best, worst = ranked[0], ranked[-1]
         distance = best.score - worst.score
         if distance > 0 and distance >= least and best.answer.text != worst.answer.text:
             scores = {"score_chosen": best.score, "score_rejected": worst.score}
-            yield {"prompt": prompt, "chosen": [message(best)], "rejected": [message(worst)], **scores}
+            yield {"prompt": prompt, "chosen": [message(best.answer)], "rejected": [message(worst.answer)], **scores}
         return
     wanted = 1 if cfg.write == "best" else cfg.max_per_prompt
     different: dict[str, Scored] = {}
@@ -165,13 +194,17 @@ def kept(cfg: SampleConfig, group: Sequence[Scored]) -> Iterator[dict[str, Any]]
         different.setdefault(x.answer.text, x)
     for x in list(different.values())[:wanted]:
         if x.score >= least:
-            yield {"messages": [*prompt, message(x)], "score": x.score}
+            yield {"messages": [*prompt, message(x.answer)], "score": x.score}
 
 
-def message(x: Scored) -> dict[str, Any]:
+def prompt_of(answer: Answer) -> list[dict[str, str]]:
+    return [{"role": m.role, "content": m.content} for m in answer.prompt.messages]
+
+
+def message(answer: Answer) -> dict[str, Any]:
     """What was said; an answer that was cut off must not teach an end."""
-    said: dict[str, Any] = {"role": "assistant", "content": x.answer.text}
-    return said if x.answer.ended else said | {"ended": False}
+    said: dict[str, Any] = {"role": "assistant", "content": answer.text}
+    return said if answer.ended else said | {"ended": False}
 
 
 def summary(cfg: SampleConfig, groups: Sequence[Sequence[Scored]], num_written: int, target: Path) -> str:

@@ -115,14 +115,17 @@ def settings(given: Namespace) -> PPOConfig:
             minibatch_size=minibatch,
             value_clip=0.4,
         ),
-        ptx=PtxConfig(
-            ptx_data=given.pretrain_dataset,
-            ptx_coef=given.ptx_coef,
-            ptx_batch_size=given.ptx_batch_size * coati.world(),
-        ),
+        ptx=ptx(given),
         optim=RLOptimConfig(lr=given.lr, schedule="constant", warmup=0.0),
         run=coati.run_config(given),
     )
+
+
+def ptx(given: Namespace) -> PtxConfig:
+    if given.ptx_coef == 0:
+        return PtxConfig()
+    batch_size = given.ptx_batch_size * coati.world()
+    return PtxConfig(ptx_data=given.pretrain_dataset, ptx_coef=given.ptx_coef, ptx_batch_size=batch_size)
 
 
 def reward_model(given: Namespace) -> str:

@@ -165,7 +165,7 @@ def test_reward_models_that_cannot_judge(small: Small, tmp_path: Path, refused: 
     refused(*ppo(small, reward=tmp_path / "other"), names=("different vocabularies", "other", "52"))
     refused(*ppo(small, model=small.judge), names=("holds a reward model, not a language model",))
     refused(*ppo(small, reward="rule:lenght:3"), names=("unknown rule 'lenght'", "did you mean 'length'"))
-    refused(*ppo(small, reward="rule:length:many"), names=("number of words", "'many'", "rule:length:40"))
+    refused(*ppo(small, reward="rule:length:many"), names=("number of words", '"many"', "rule:length:40"))
 
 
 def test_a_model_whose_pad_token_is_its_end_token_trains(

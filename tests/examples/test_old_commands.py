@@ -158,7 +158,7 @@ def test_the_published_command_becomes_settings(script: str, base: str, scorer: 
             "minibatch_size": 32,
             "epochs": 5,
             "ptx_batch_size": 4,
-            "reward": scorer,
+            "reward": (scorer,),
             "ptx_data": "DATA",
             "max_len": 128,
             "max_new_tokens": 32,

@@ -143,8 +143,9 @@ def test_a_chunked_head_gives_the_same(chunk: int, monkeypatch: pytest.MonkeyPat
     got = model(tokens, mask, sampling)
     got.logp.sum().backward()
     assert max(widths) <= chunk
-    torch.testing.assert_close(got.logp, want.logp, atol=1e-6, rtol=0)
-    torch.testing.assert_close(got.entropy, want.entropy, atol=1e-6, rtol=0)
+    # Log-probabilities of up to 10 nats in float32: a matrix product of one row may round otherwise than of many.
+    torch.testing.assert_close(got.logp, want.logp, atol=1e-6, rtol=5e-7)
+    torch.testing.assert_close(got.entropy, want.entropy, atol=1e-6, rtol=5e-7)
     assert_same_gradients(model.module, plain.module, rel=1e-5)
 
 

@@ -85,7 +85,8 @@ def test_reward_model_saved_and_loaded_by_transformers(name: str, tmp_path: Path
     assert want.std() > 0.01
     torch.testing.assert_close(plain_scores(tmp_path / "saved", tokens, real), want, atol=2e-5, rtol=1e-5)
     again = load_scalar_model(str(tmp_path / "saved"), tokenizer, fresh=False)
-    assert torch.equal(our_scores(again, tokens, real), want)
+    # Weights read from a file lie elsewhere in memory, which may round otherwise on some processors.
+    torch.testing.assert_close(our_scores(again, tokens, real), want, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -12,7 +12,7 @@ from kinkajou.config.groups import (
     RunConfig,
 )
 from kinkajou.config.preference import PreferConfig, PreferenceLossConfig
-from kinkajou.config.recipes import flat, read_recipe, to_toml
+from kinkajou.config.recipes import flat, read_recipe, to_toml, toml_value
 from kinkajou.config.records import RewardConfig, SFTConfig
 from kinkajou.config.rl import (
     ClipConfig,
@@ -74,4 +74,5 @@ __all__ = [
     "flat",
     "read_recipe",
     "to_toml",
+    "toml_value",
 ]

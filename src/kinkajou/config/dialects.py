@@ -125,7 +125,6 @@ GRPO: dict[str, Row] = {
         "kl_in": "reward",
         "kl_estimator": "k1",
         "kl_coef": 0.01,
-        "score_clip": 0.0,
     },
     "verl-2026.01": {"group_eps": 1e-6, "aggregation": "token_mean"},
 }

@@ -167,7 +167,7 @@ class Numerics:
     """Whose numeric conventions hold: trl-1.12, openrlhf-0.11, verl-2026.01, deepspeed-chat, coati-2023, kinkajou.
     Settings marked (dialect) take their default from it; docs/numerics.md shows them side by side."""
     score_clip: float = FROM_TABLE
-    """Bound on the score; 0: none. (dialect)"""
+    """Bound on the score (with `--returns token` on what is left of it after the baseline); 0: none. (dialect)"""
     whiten_advantages: bool = FROM_TABLE
     """Advantages to mean 0 and variance 1 over the tokens of the step. (dialect)"""
     whiten_variance: Literal["biased", "unbiased"] = FROM_TABLE

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kinkajou.algos import advantages, tensors
 from kinkajou.algos.groups import group_advantages
+from kinkajou.algos.kl import bounded
 from kinkajou.config import GRPOConfig, PPOConfig, RLConfig
 from kinkajou.parallel.strategy import Strategy
 
@@ -63,7 +64,8 @@ def grpo_advantages(
         all_sum=s.all_sum,
     )
     if cfg.algo.returns == "token":
-        rewards = advantages.token_rewards(compared(scores), kl, mask, kl_coef=kl_coef)
+        gained = bounded(compared(scores), cfg.numerics.score_clip)
+        rewards = advantages.token_rewards(gained, kl, mask, kl_coef=kl_coef)
         return normalised(cfg, advantages.rewards_to_go(rewards, mask, gamma=1.0), mask, s)
     return normalised(cfg, compared(scores - kl_coef * (kl * mask).sum(1))[:, None] * mask, mask, s)
 

@@ -198,9 +198,14 @@ def minibatches(cfg: RLConfig, rows: int, step: int) -> Iterator[list[int]]:
 
 
 def shaped(cfg: RLConfig, rollout: ScoredRollout) -> Tensor:
-    """Scores as training sees them: bounded, less the penalties for no end and for length.  (b,)."""
+    """Scores as training sees them: bounded, less the penalties for no end and for length.  (b,).
+
+    Where advantages are per token the bound comes later, on what the baseline leaves (OpenRLHF; estimates.py).
+    """
     shaping, longest = cfg.shaping, cfg.rollout.max_new_tokens
-    scores = bounded(rollout.scores, cfg.numerics.score_clip) - shaping.missing_end_penalty * ~rollout.ended
+    later = isinstance(cfg, GRPOConfig) and cfg.algo.returns == "token"
+    scores = bounded(rollout.scores, 0.0 if later else cfg.numerics.score_clip)
+    scores = scores - shaping.missing_end_penalty * ~rollout.ended
     buffer = max(1, round(shaping.overlong_share * longest)) if shaping.overlong_share else 0
     if buffer:
         lengths = rollout.mask.sum(1)

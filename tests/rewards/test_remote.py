@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -172,6 +173,33 @@ def test_a_service_that_hangs_is_given_up(stub: Stub) -> None:
     with pytest.raises(UserError, match=r"2 tries, the last: timed out"):
         made(ANSWERS)
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("part", ["connection", "status", "headers", "body"])
+def test_a_service_that_drips_is_given_up(part: str) -> None:
+    """Each byte comes in time, the reply does not; the first one listens and says nothing at all."""
+    before = {"headers": b"HTTP/1.1 200 OK\r\n", "body": b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n"}
+    piece = {"status": b"H", "headers": b"X: y\r\n", "body": b"["}.get(part, b"")
+    stop = threading.Event()
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.sendall(before.get(part, b""))
+            while not stop.wait(0.05):
+                connection.sendall(piece)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        began = time.monotonic()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        with pytest.raises(UserError, match=r"1 try, the last: timed out after 0.4 s") as caught:
+            Service(url, timeout_s=0.4, retries=0)(ANSWERS)
+        assert 0.4 <= time.monotonic() - began < 1.5
+        stop.set()
+        thread.join()
+    assert caught.value.exit_code == 5
 
 
 def test_a_connection_cut_short_is_tried_again(stub: Stub) -> None:

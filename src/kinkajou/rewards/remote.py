@@ -3,9 +3,11 @@
 import email.utils
 import ipaddress
 import random
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse, IncompleteRead
@@ -81,7 +83,26 @@ class Service:
         return max(doubled * self.dice.uniform(0.5, 1), min(seconds_named(retry_after), self.timeout_s))
 
     def post(self, body: bytes, limit: int) -> Reply:
-        """One request; TimeoutError when the whole of it takes longer than `timeout_s`."""
+        """One request; TimeoutError when the whole of it, from the host's address to the last byte, takes too long.
+
+        A socket's own timeout starts again with each byte, and a name is looked up without any: so it is asked in a
+        thread, which may be left behind.
+        """
+        reply: Future[Reply] = Future()
+
+        def ask() -> None:
+            try:
+                reply.set_result(self.exchange(body, limit))
+            except (OSError, HTTPException, UserError) as fault:
+                reply.set_exception(fault)
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            return reply.result(self.timeout_s)
+        except TimeoutError:
+            raise TimeoutError(f"timed out after {self.timeout_s:g} s") from None
+
+    def exchange(self, body: bytes, limit: int) -> Reply:
         deadline = time.monotonic() + self.timeout_s
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "kinkajou"}
         request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
@@ -98,8 +119,8 @@ class Service:
             if size > limit:
                 fix = "is this a reward service? docs/rewards.md has the protocol"
                 raise self.fault("sends too much", f"more than {limit:,} bytes", fix)
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the reply took longer than {self.timeout_s:g} s")
+            if time.monotonic() > deadline:  # nobody waits for it any more
+                raise TimeoutError
         if response.length:
             raise IncompleteRead(b"", response.length)
         return b"".join(pieces)

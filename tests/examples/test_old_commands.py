@@ -16,6 +16,7 @@ import train_sft
 
 from kinkajou import cli
 from kinkajou.config import flat, to_toml
+from kinkajou.config.dialects import ppo_row
 from kinkajou.errors import UserError
 
 EXAMPLES = Path(coati_flags.__file__).parent
@@ -187,6 +188,8 @@ def test_the_shown_recipe_is_the_whole_of_what_the_flags_became(
         if hasattr(group, "__dataclass_fields__")
         for name, value in ((name, field.default) for name, field in group.__dataclass_fields__.items())
     }
+    row = ppo_row("kinkajou") if script == "train_prompts" else {}
+    plain = {name: row.get(name) if value is None else value for name, value in plain.items()}
     changed = {name for name, value in flat(cfg).items() if name in plain and value != plain[name]}
     assert changed <= set(module.BECAME)
     shown = coati_flags.as_recipe(script, cfg, module.BECAME)

@@ -21,6 +21,7 @@ from kinkajou.data.tokenizer import check_vocabulary
 from kinkajou.models.adapters import base_weights
 from kinkajou.models.forward import LanguageModel
 from kinkajou.models.load import LoadOptions, find_model, load_language_model
+from kinkajou.models.presets import PRESETS
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.train import setup
 from kinkajou.train.console import Console
@@ -67,9 +68,10 @@ def reference_model(cfg: PreferConfig, policy: LanguageModel, form: ChatFormat, 
         return
     options = LoadOptions(dtype=cfg.base.dtype, context=cfg.base.max_len, seed=cfg.run.seed)
     source = find_model(cfg.method.reference)
+    if source not in PRESETS:  # which have no tokenizer of their own
+        fix = "choose a reference that was trained with the policy's tokenizer, or leave --reference out"
+        check_vocabulary(source, form.tokenizer, other="reference", fix=fix)
     model = load_language_model(source, form.tokenizer, options)
-    fix = "choose a reference that was trained with the policy's tokenizer, or leave --reference out"
-    check_vocabulary(source, form.tokenizer, other="reference", fix=fix)
     yield model.to(s.device)
 
 

@@ -68,10 +68,10 @@ def reference_model(cfg: PreferConfig, policy: LanguageModel, form: ChatFormat, 
         return
     options = LoadOptions(dtype=cfg.base.dtype, context=cfg.base.max_len, seed=cfg.run.seed)
     source = find_model(cfg.method.reference)
+    model = load_language_model(source, form.tokenizer, options)
     if source not in PRESETS:  # which have no tokenizer of their own
         fix = "choose a reference that was trained with the policy's tokenizer, or leave --reference out"
         check_vocabulary(source, form.tokenizer, other="reference", fix=fix)
-    model = load_language_model(source, form.tokenizer, options)
     yield model.to(s.device)
 
 

@@ -160,7 +160,8 @@ def test_pairs_that_become_equal(small: Small, here: Path, capsys: pytest.Captur
     made = recipe(here / "r.toml", reward=base(small, data=write_rows(here / "p.jsonl", rows), batch_size=1))
     page = Page(capsys, made)
     assert page.level("same_sides") == "warning"
-    assert "2 of 4 (50 %) sequences belong to pairs that are equal" in page.text
+    assert "sequences belong to pairs that are equal" in page.text
+    assert "seen: 2 of 4 (50 %) sequences" in page.text
 
 
 def test_reinforcement_learning(small: Small, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,7 +193,7 @@ def test_prompts_that_leave_no_room(small: Small, here: Path, capsys: pytest.Cap
     ("changes", "words"),
     [
         ({"prompts_per_step": 41, "minibatch_size": 41}, "40 usable prompts, a step takes 41"),
-        ({"minibatch_size": 5}, "8 answers a step do not fill minibatches of 5"),
+        ({"minibatch_size": 5}, "8 answers a step, minibatches of 5"),
     ],
 )
 def test_steps_that_cannot_be_filled(

@@ -5,9 +5,10 @@ from transformers import PreTrainedTokenizerFast
 
 from kinkajou.data import preflight as checks
 from kinkajou.data.chat import ChatFormat, Encoded
-from kinkajou.data.preflight import Finding, Record
+from kinkajou.data.preflight import Record
 from kinkajou.data.records import Chat, Judged, Message, Pair, Prompt
 from kinkajou.data.tokenizer import prepare, train_tokenizer
+from kinkajou.findings import Finding
 from tiny import tiny_tokenizer
 
 END = frozenset({2})
@@ -56,8 +57,12 @@ def chat_format(template: str = "alpaca", *, raw: PreTrainedTokenizerFast | None
 def seen(finding: Finding, name: str, level: str, *words: str) -> None:
     assert (finding.name, finding.level) == (name, level), finding
     for word in words:
-        assert word in finding.evidence
-    assert finding.action or level == "ok"
+        assert word in f"{finding.cause}: {finding.evidence}"
+    assert [bool(part) for part in (finding.cause, finding.evidence, finding.action)] == [
+        level != "ok",
+        True,
+        level != "ok",
+    ]
 
 
 # --- records ----------------------------------------------------------------------------------------------
@@ -245,7 +250,13 @@ def test_vocabulary() -> None:
     seen(checks.vocabulary(form, rows=97, model_ends=END), "vocabulary", "ok", "97 entries, 97 rows", '"<end>"')
     seen(checks.vocabulary(form, rows=96, model_ends=none), "vocabulary", "error", "97 entries, 96 rows")
     seen(checks.vocabulary(form, rows=200, model_ends=none), "vocabulary", "warning", "103 rows have no entry")
-    seen(checks.vocabulary(form, rows=97, model_ends=frozenset({5})), "vocabulary", "note", "end texts at 5")
+    seen(
+        checks.vocabulary(form, rows=97, model_ends=frozenset({5})),
+        "vocabulary",
+        "note",
+        "end texts at another",
+        "say 5",
+    )
 
 
 def test_our_own_pad_token_gets_a_row() -> None:

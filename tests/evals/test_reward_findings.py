@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from kinkajou.evals.reward_findings import Finding, findings
+from kinkajou.evals.reward_findings import findings
 from kinkajou.evals.reward_health import ScoredAnswer, ScoredPair, health
 from kinkajou.evals.reward_page import page
 from kinkajou.evals.reward_scores import Stability
+from kinkajou.findings import Finding
 
 STABLE = Stability(32, 0.0, 1e-6, 1e-6)
 Score = Callable[[random.Random, bool, int], float]
@@ -112,7 +113,14 @@ def test_the_page_fits_80_columns_and_cuts_nothing() -> None:
     text = shown(pairs, found)
     assert "\u2026" not in text
     assert all(len(line) <= 80 for line in text.splitlines())
-    for words in ("409 held-out pairs", "0.95 to 1.00", "[red]other[/red]", "the [bold]cause", "do:   the action"):
+    for words in (
+        "409 held-out pairs",
+        "0.95 to 1.00",
+        "[red]other[/red]",
+        "warning: name: the [bold]cause",
+        "  seen: the evidence",
+        "  do:   the action",
+    ):
         assert words in text
     assert "No findings" in shown(pairs, [])
 

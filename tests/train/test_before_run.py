@@ -45,11 +45,13 @@ def test_nothing_is_said_of_sound_data(before: Before) -> None:
     assert before(rows(20)) == []
 
 
-def test_a_warning_is_one_line_and_its_fix(before: Before) -> None:
-    said = before([*rows(20), rows(1)[0]])
-    assert said[0].startswith("warning: duplicates: 1 of 21 (4.8 %) records repeat another")
-    assert said[1].startswith("  fix:   leave each record once")
-    assert len(said) == 2
+def test_a_warning_is_cause_evidence_and_action(before: Before) -> None:
+    (said,) = before([*rows(20), rows(1)[0]])
+    cause, evidence, action = said.splitlines()
+    assert cause == "warning: duplicates: records repeat others, and what is repeated is learnt by heart"
+    assert evidence.startswith("  seen: 1 of 21 (4.8 %) records; ")
+    assert evidence.endswith("d.jsonl:1 stands there 2 times")
+    assert action == "  do:   leave each record once"
 
 
 def test_strict_stops_at_warnings_and_off_says_nothing(before: Before) -> None:
@@ -76,8 +78,10 @@ def test_a_reward_run_says_its_warnings(small: Small, tmp_path: Path, capsys: py
     data = write_rows(tmp_path / "p.jsonl", [*pairs, pairs[0], {"prompt": "w3", "chosen": "one", "rejected": "two"}])
     small.run("reward", tmp_path / "run", data=data)
     out = capsys.readouterr().out
-    assert "warning: duplicates: 1 of 18" in out
-    assert "warning: same_sides: 2 of 36" in out
+    assert "warning: duplicates: records repeat others" in out
+    assert "  seen: 1 of 18" in out
+    assert "warning: same_sides: sequences belong to pairs that are equal" in out
+    assert "  seen: 2 of 36" in out
 
 
 def test_prompts_have_no_answers_to_end(small: Small, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from kinkajou.config.findings import FINDINGS, check_names
 from kinkajou.errors import UserError
 from kinkajou.train.checks import CHECKS
-from kinkajou.train.diagnosis import Diagnosis, Finding, stops
+from kinkajou.train.diagnosis import Diagnosis, StepFinding, step_finding, stops
 from kinkajou.train.history import FIRST, RECENT, History
 
 Row = dict[str, float]
@@ -82,10 +82,10 @@ def rows_of(
         yield kind(dice, step, steps) | held_out(step, step / steps) | (changes(step) if changes else {})
 
 
-def diagnose(rows: Iterator[Row], *, bf16: bool = False) -> dict[str, Finding]:
+def diagnose(rows: Iterator[Row], *, bf16: bool = False) -> dict[str, StepFinding]:
     """The first finding of each name."""
     diagnosis = Diagnosis(bf16=bf16)
-    first: dict[str, Finding] = {}
+    first: dict[str, StepFinding] = {}
     for step, row in enumerate(rows, 1):
         for finding in diagnosis.observe(step, row):
             first.setdefault(finding.name, finding)
@@ -265,7 +265,7 @@ def test_history_is_bounded() -> None:
 
 
 def test_names_to_stop_on() -> None:
-    finding = Finding("kl_high", 1, "c", {}, "a", ())
+    finding = step_finding("kl_high", "c", {}, "a", step=1)
     assert stops(finding, ("kl_high",))
     assert stops(finding, ("any",))
     assert not stops(finding, ("kl_leap",))

@@ -22,8 +22,11 @@ def test_a_finding_is_printed_once_written_and_summed_up(
 ) -> None:
     small.run("sft", tmp_path / "run", lr=0.0)
     said = capsys.readouterr().out
-    assert "finding lr_zero at step 3: the learning rate is 0" in said
-    assert said.count("finding lr_zero") == 1
+    assert (
+        "\nwarning: lr_zero at step 3: the learning rate is 0: nothing is trained\n  seen: lr 0\n  do:   set --lr\n"
+        in said
+    )
+    assert said.count("lr_zero at step") == 1
     times = len(metrics(tmp_path / "run")) - 2
     assert f"findings: lr_zero (step 3, {times} times)" in said
     lines = findings(tmp_path / "run")

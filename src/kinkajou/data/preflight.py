@@ -1,35 +1,24 @@
 """What can be known to be wrong before the first step: named checks over records, their tokens and the tokenizer.
 
-Each gives one finding: how bad it is, what was seen in numbers, and what to do.
+Each gives one finding.
 """
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import compress
 from typing import Literal, TypeAlias
 
 from kinkajou.data.chat import ChatFormat, Encoded
 from kinkajou.data.records import Chat, Judged, Message, Messages, Pair, Prompt, shown
+from kinkajou.findings import Finding, Level, passed
 
-Level = Literal["ok", "note", "warning", "error"]
 Record: TypeAlias = Chat | Pair | Judged | Prompt
 FEW = 0.01
 """Up to this share of the records is a note; more is a warning."""
 MUCH_CUT = 0.05
 FEW_ENDED = 0.9
-
-
-@dataclass(frozen=True)
-class Finding:
-    """`level`: ok, note (good to know), warning (training works, the result may not), error (do not start)."""
-
-    name: str
-    level: Level
-    evidence: str
-    action: str = ""
 
 
 # --- records ----------------------------------------------------------------------------------------------
@@ -73,34 +62,35 @@ def duplicates(records: Sequence[Record]) -> Finding:
     times = Counter(known)
     again = len(records) - len(times)
     if not again:
-        return Finding("duplicates", "ok", f"no two of {len(records):,} records are the same")
+        return passed("duplicates", f"no two of {len(records):,} records are the same")
     most, count = times.most_common(1)[0]
-    evidence = (
-        f"{share(again, len(records))} records repeat another; "
-        f"{records[known.index(most)].place} stands there {count} times"
-    )
+    evidence = f"{share(again, len(records))} records; {records[known.index(most)].place} stands there {count} times"
     if isinstance(records[0], Prompt):
-        return Finding("duplicates", "note", evidence, "such prompts are asked more often than others")
+        cause = "prompts repeat others and are asked more often"
+        return Finding("duplicates", cause, evidence, "leave each prompt once, unless it is meant so", "note")
+    cause = "records repeat others, and what is repeated is learnt by heart"
     level: Level = "warning" if again > FEW * len(records) else "note"
-    return Finding("duplicates", level, evidence, "leave each record once: what is repeated is learnt by heart")
+    return Finding("duplicates", cause, evidence, "leave each record once", level)
 
 
 def overlap(train: Sequence[Record], held_out: Sequence[Record]) -> Finding:
     """Held-out records that training sees, whole or their prompts."""
     if not held_out:
         option = "--eval_prompts" if isinstance(train[0], Prompt) else "--eval_share 0.02 or --eval_data"
-        return Finding("overlap", "note", "no records are held out, so nothing tells learning from memory", option)
+        cause = "no records are held out, so nothing tells learning from memory"
+        return Finding("overlap", cause, f"all {len(train):,} records are trained on", option, "note")
     records, prompts = set(map(identity, train)), set(map(folded, map(prompt_of, train)))
     whole = [record for record in held_out if identity(record) in records]
     asked = [record for record in held_out if prompt_of(record) and folded(prompt_of(record)) in prompts]
     if not asked and not whole:
-        return Finding("overlap", "ok", f"none of {len(held_out):,} held-out records, nor its prompt, is trained on")
+        return passed("overlap", f"none of {len(held_out):,} held-out records, nor its prompt, is trained on")
+    cause = "held-out records are trained on, so held-out figures would be too good"
     evidence = (
         f"{share(len(whole), len(held_out))} held-out records are training records too, and the prompts of "
         f"{len(asked):,}; the first is {(whole or asked)[0].place}"
     )
     level: Level = "warning" if whole or len(asked) > FEW * len(held_out) else "note"
-    return Finding("overlap", level, evidence, "take them out of one of the two: held-out figures would be too good")
+    return Finding("overlap", cause, evidence, "take them out of one of the two", level)
 
 
 def controls(records: Sequence[Record], pattern: re.Pattern[str]) -> Finding:
@@ -113,15 +103,16 @@ def controls(records: Sequence[Record], pattern: re.Pattern[str]) -> Finding:
             words.update(found)
             places.append(record.place)
     if not places:
-        return Finding("control_words", "ok", "no record spells out a control token")
+        return passed("control_words", "no record spells out a control token")
     common = ", ".join(f"{shown(word)} {count:,} times" for word, count in words.most_common(3))
     level: Level = "warning" if len(places) > FEW * len(records) else "note"
     return Finding(
         "control_words",
-        level,
-        f"{share(len(places), len(records))} records spell out control tokens: {common}; the first is {places[0]}",
+        "records spell out control tokens",
+        f"{share(len(places), len(records))} records: {common}; the first is {places[0]}",
         "nothing if people typed them: they are read as plain letters. If a template wrote them, give the records "
         "without it",
+        level,
     )
 
 
@@ -140,10 +131,11 @@ def end_token(rows: Sequence[Encoded], end_ids: frozenset[int]) -> Finding:
     evidence = f"{share(ended, len(ends))} answers end in an end token that counts"
     action = "raise --max_len if they are cut; look for `ended: false` in the records"
     if ended == len(ends):
-        return Finding("end_token", "ok", evidence)
+        return passed("end_token", evidence)
     if not ended and any(not all(row.counts) for row in rows):  # raw text may have no end
-        return Finding("end_token", "error", f"{evidence}: the model would never learn to stop", action)
-    return Finding("end_token", "warning" if ended < FEW_ENDED * len(ends) else "note", evidence, action)
+        return Finding("end_token", "the model would never learn to stop", evidence, action, "error")
+    level: Level = "warning" if ended < FEW_ENDED * len(ends) else "note"
+    return Finding("end_token", "answers have no end, and teach none", evidence, action, level)
 
 
 def pad(rows: Sequence[Encoded], *, pad_id: int, end_ids: frozenset[int], begin_id: int | None) -> Finding:
@@ -151,22 +143,23 @@ def pad(rows: Sequence[Encoded], *, pad_id: int, end_ids: frozenset[int], begin_
     action = "give the tokenizer a pad token of its own"
     if pad_id in end_ids or pad_id == begin_id:
         what = "ends answers" if pad_id in end_ids else "opens texts"
-        return Finding("pad", "error", f"the pad token {pad_id} also {what}", action)
+        return Finding("pad", f"the pad token also {what}", f"token {pad_id} does both", action, "error")
     held = [row for row in rows if pad_id in row.tokens]
     trained = sum(pad_id in compress(row.tokens, row.counts) for row in held)
     if held:
-        evidence = f"the pad token {pad_id} stands in {share(len(held), len(rows))} rows and counts in {trained:,}"
-        return Finding("pad", "error" if trained else "warning", evidence, action)
+        cause = "the pad token stands for something else too"
+        evidence = f"token {pad_id} stands in {share(len(held), len(rows))} rows and counts in {trained:,}"
+        return Finding("pad", cause, evidence, action, "error" if trained else "warning")
     ends = ", ".join(map(str, sorted(end_ids)))
-    return Finding("pad", "ok", f"pad is token {pad_id}, apart from the end ({ends}); no row holds it")
+    return passed("pad", f"pad is token {pad_id}, apart from the end ({ends}); no row holds it")
 
 
 def dropped(lost: int, total: int, *, name: str, why: str, action: str) -> Finding:
     """Sequences that are left out of training."""
     if not lost:
-        return Finding(name, "ok", f"none of {total:,} sequences is left out")
+        return passed(name, f"none of {total:,} sequences is left out")
     level: Level = "error" if lost == total else "warning" if lost > FEW * total else "note"
-    return Finding(name, level, f"{share(lost, total)} sequences {why} and are left out", action)
+    return Finding(name, f"sequences {why} and are left out", f"{share(lost, total)} sequences", action, level)
 
 
 def cut(
@@ -180,7 +173,7 @@ def cut(
     """Sequences longer than `max_len`.  `whole` False: the lengths are those that cutting left."""
     over = sum(length > max_len if whole else length >= max_len for length in lengths)
     if not over:
-        return Finding("cut", "ok", f"all {len(lengths):,} sequences fit --max_len {max_len}")
+        return passed("cut", f"all {len(lengths):,} sequences fit --max_len {max_len}")
     verb = f"are longer than --max_len {max_len} and lose their {side}" if whole else f"fill --max_len {max_len}"
     level: Level = "warning" if over > MUCH_CUT * len(lengths) else "note"
     wanted = quantile(lengths, 0.99)
@@ -188,22 +181,23 @@ def cut(
         action = f"99 % have up to {wanted} tokens, the model {positions} positions: shorten the records"
     else:
         action = f"--max_len {wanted} would keep 99 % whole" if whole and wanted > max_len else "raise --max_len"
-    return Finding("cut", level, f"{share(over, len(lengths))} sequences {verb}", action)
+    return Finding("cut", f"sequences {verb}", f"{share(over, len(lengths))} sequences", action, level)
 
 
 def lengths_told(lengths: Sequence[int]) -> Finding:
     marks = ", ".join(f"{name} {quantile(lengths, q):,}" for name, q in (("half", 0.5), ("90 %", 0.9), ("99 %", 0.99)))
-    return Finding("lengths", "ok", f"tokens a sequence up to: {marks}, all {max(lengths):,}")
+    return passed("lengths", f"tokens a sequence up to: {marks}, all {max(lengths):,}")
 
 
 def unknown(rows: Sequence[Encoded], unk_id: int | None) -> Finding:
     total = sum(len(row.tokens) for row in rows)
     lost = 0 if unk_id is None else sum(row.tokens.count(unk_id) for row in rows)
     if not lost:
-        return Finding("unknown", "ok", f"the tokenizer has every character of {total:,} tokens")
+        return passed("unknown", f"the tokenizer has every character of {total:,} tokens")
     level: Level = "warning" if lost > 0.001 * total else "note"
-    evidence = f"{share(lost, total)} tokens stand for something that the tokenizer does not have"
-    return Finding("unknown", level, evidence, "give a tokenizer made for this language")
+    cause = "the tokenizer does not have what stands in the records"
+    evidence = f"{share(lost, total)} tokens are its unknown one"
+    return Finding("unknown", cause, evidence, "give a tokenizer made for this language", level)
 
 
 def quantile(numbers: Sequence[int], q: float) -> int:
@@ -264,9 +258,10 @@ def rewritten(chat: Messages, form: ChatFormat, place: str) -> str:
 def turns_told(faults: int, total: int, first: str) -> Finding:
     return Finding(
         "turns",
-        "error",
-        f"in {share(faults, total)} chats looked at the template rewrites earlier turns; {first}",
+        "the template rewrites earlier turns",
+        f"{share(faults, total)} chats looked at; {first}",
         "--template alpaca, human_assistant or plain; or one record for each answer",
+        "error",
     )
 
 
@@ -277,9 +272,10 @@ def same_tokens(chats: Sequence[tuple[str, Messages]], form: ChatFormat) -> Find
     prompts = form.prompts(prompt for _, prompt in asked)
     other = [n for (n, _), prompt in zip(asked, prompts, strict=True) if rows[n].tokens[: len(prompt)] != prompt]
     if other:
-        evidence = f"{share(len(other), len(asked))} prompts have other tokens in training; first {chats[other[0]][0]}"
-        return Finding("turns", "warning", evidence, "report it: prompt and chat are tokenised by the same code")
-    return Finding("turns", "ok", f"each of {len(asked):,} prompts is how its chat goes on, in text and tokens")
+        cause = "prompts have other tokens when they are answered than in training"
+        evidence = f"{share(len(other), len(asked))} prompts; the first is {chats[other[0]][0]}"
+        return Finding("turns", cause, evidence, "report it: prompt and chat are tokenised by the same code")
+    return passed("turns", f"each of {len(asked):,} prompts is how its chat goes on, in text and tokens")
 
 
 def round_trip(chats: Sequence[tuple[str, Messages]], form: ChatFormat) -> Finding:
@@ -296,11 +292,11 @@ def round_trip(chats: Sequence[tuple[str, Messages]], form: ChatFormat) -> Findi
                 lost += 1
                 first = first or f"{place}: {difference(text, back)}"
     if not lost:
-        return Finding("round_trip", "ok", f"{total:,} answers looked at come back from their tokens as they were")
+        return passed("round_trip", f"{total:,} answers looked at come back from their tokens as they were")
     return Finding(
         "round_trip",
-        "warning",
-        f"{share(lost, total)} answers looked at come back changed; {first}",
+        "answers come back changed from their tokens",
+        f"{share(lost, total)} answers looked at; {first}",
         "give a tokenizer that keeps every character, or write the records as it would",
     )
 
@@ -322,24 +318,29 @@ def vocabulary(form: ChatFormat, *, rows: int, model_ends: frozenset[int]) -> Fi
     evidence = f"{top:,} entries, {rows:,} rows{' and one more for pad' if grows else ''}; {words}"
     action = "give the tokenizer that the model was trained with (--tokenizer)"
     if top - grows > rows:
-        return Finding("vocabulary", "error", evidence, action)
+        cause = "the tokenizer has entries that the model's embedding has no rows for"
+        return Finding("vocabulary", cause, evidence, action, "error")
     if top < 0.9 * rows:
-        return Finding("vocabulary", "warning", f"{evidence}; {rows - top:,} rows have no entry", action)
+        cause = "many rows of the model's embedding have no entry in the tokenizer"
+        return Finding("vocabulary", cause, f"{evidence}; {rows - top:,} rows have no entry", action)
     if model_ends and not model_ends & form.end_ids:
         ends = ", ".join(map(str, sorted(model_ends)))
-        return Finding("vocabulary", "note", f"{evidence}; the model's settings end texts at {ends}", action)
-    return Finding("vocabulary", "ok", evidence)
+        cause = "the model's settings end texts at another token than the tokenizer"
+        return Finding("vocabulary", cause, f"{evidence}; the model's settings say {ends}", action, "note")
+    return passed("vocabulary", evidence)
 
 
 def context(longest: int, *, max_len: int, positions: int | None) -> Finding:
     if positions is None:
-        return Finding("context", "ok", f"the longest sequence has {longest:,} tokens; the model sets no bound")
+        return passed("context", f"the longest sequence has {longest:,} tokens; the model sets no bound")
     evidence = f"the longest sequence has {longest:,} tokens, the model {positions:,} positions, --max_len is {max_len}"
     if longest > positions:
-        return Finding("context", "error", evidence, f"--max_len {positions}")
-    return Finding(
-        "context", "note" if max_len > positions else "ok", evidence, f"--max_len {positions}" * (max_len > positions)
-    )
+        cause = "sequences are longer than the model's context"
+        return Finding("context", cause, evidence, f"--max_len {positions}", "error")
+    if max_len > positions:
+        cause = "--max_len goes beyond the model's context"
+        return Finding("context", cause, evidence, f"--max_len {positions}", "note")
+    return passed("context", evidence)
 
 
 # --- words ------------------------------------------------------------------------------------------------

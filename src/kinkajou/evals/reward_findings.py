@@ -1,11 +1,11 @@
 """What is wrong with a reward model by its numbers, and what to do about it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from kinkajou.evals.reward_health import Health
 from kinkajou.evals.reward_scores import Stability
 from kinkajou.evals.statistics import Correlation, Share
+from kinkajou.findings import Finding
 
 FEW_PAIRS = 100
 FEW_OF_A_KIND = 20
@@ -14,14 +14,6 @@ STRONG = 0.4
 """A correlation beyond this is a finding."""
 MISCALIBRATED = 0.1
 UNSTABLE = 1e-3
-
-
-@dataclass(frozen=True)
-class Finding:
-    name: str
-    cause: str
-    evidence: str
-    action: str
 
 
 def findings(health: Health, stability: Stability, *, cut: float = 0.0, trained_on: str = "") -> list[Finding]:

@@ -7,10 +7,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kinkajou.evals.reward_findings import Finding, told, told_r
+from kinkajou.evals.reward_findings import told, told_r
 from kinkajou.evals.reward_health import Calibration, Feature, Health, Length, Subset
 from kinkajou.evals.reward_scores import Stability
 from kinkajou.evals.statistics import Correlation, Share
+from kinkajou.findings import Finding
 
 SUBSETS_SHOWN = 20
 BAR = 20
@@ -156,5 +157,5 @@ def finding_blocks(found: Sequence[Finding]) -> Iterator[RenderableType]:
     if not found:
         yield Text("No findings.", style="green")
     for item in found:
-        yield Text(f"{item.name}: {item.cause}", style="yellow")
-        yield Padding(Text(f"seen: {item.evidence}\ndo:   {item.action}"), (0, 0, 0, 2), expand=False)
+        yield Text(item.heading, style="yellow")
+        yield Padding(Text(item.details), (0, 0, 0, 2), expand=False)

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kinkajou.data.chat import ChatFormat, Encoded
-from kinkajou.data.preflight import Finding, Record, answers_of, histogram, stretches
+from kinkajou.data.preflight import Record, answers_of, histogram, stretches
+from kinkajou.findings import Finding
 
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
 TRAINED, UNTRAINED = "black on green", "dim"
@@ -90,9 +91,8 @@ def findings_shown(found: Sequence[Finding]) -> Iterator[RenderableType]:
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     for item in found:
-        table.add_row(Text(item.level, STYLES[item.level]), item.name, Text(item.evidence))
-        if item.action:
-            table.add_row("", "", Text(f"do: {item.action}", "" if item.level == "note" else STYLES[item.level]))
+        said = item.evidence if item.level == "ok" else f"{item.cause}\n{item.details}"
+        table.add_row(Text(item.level, STYLES[item.level]), item.name, Text(said))
     yield table
     counts = ", ".join(f"{level} {sum(item.level == level for item in found)}" for level in STYLES)
     yield Text(f"\n{len(found)} checks: {counts}")

@@ -9,9 +9,10 @@ from typing import Any
 from kinkajou import config
 from kinkajou.data import preflight as checks
 from kinkajou.data.chat import ChatFormat, Encoded
-from kinkajou.data.preflight import Finding, Record, share
+from kinkajou.data.preflight import Record, share
 from kinkajou.data.sources import Judged, Pair
 from kinkajou.errors import UserError
+from kinkajou.findings import Finding
 from kinkajou.models.adapters import adapter_base
 from kinkajou.models.load import find_model, read_config
 from kinkajou.rewards.load import load_reward_model
@@ -79,7 +80,7 @@ def of_output(cfg: config.StageConfig) -> list[Finding]:
     if cfg.run.output == config.NO_OUTPUT or not (folder / "config.toml").is_file() or cfg.run.overwrite:
         return []
     action = "choose another --output, or pass --overwrite to delete that run"
-    return [Finding("output", "warning", f"{folder} already holds a run", action)]
+    return [Finding("output", "the output folder already holds a run", f"{folder}", action)]
 
 
 def of_sequences(cfg: config.StageConfig, sequences: Sequences, form: ChatFormat) -> Iterator[Finding]:
@@ -87,7 +88,8 @@ def of_sequences(cfg: config.StageConfig, sequences: Sequences, form: ChatFormat
     if sequences.scale != 1:
         looked = len(lengths) // sequences.per_record
         evidence = f"{share(looked, round(looked * sequences.scale))} records are tokenised, evenly picked"
-        yield Finding("records", "note", evidence, "--whole looks at all; the counts below are of these")
+        cause = "large data is looked at in part, and the counts below are of that"
+        yield Finding("records", cause, evidence, "--whole looks at all", "note")
     yield checks.lengths_told(lengths)
     if isinstance(cfg, config.PPOConfig | config.GRPOConfig):
         fitting = [n for n in lengths if n + cfg.rollout.max_new_tokens <= cfg.base.max_len]
@@ -136,8 +138,7 @@ def of_judges(cfg: config.RLConfig, rows: Sequence[Encoded], form: ChatFormat) -
             for folder in folders
         ]
     except UserError as fault:
-        evidence = ": ".join(filter(None, (fault.problem, fault.evidence)))
-        return [Finding("reward_scores", "error", evidence, fault.fix)]
+        return [Finding("reward_scores", fault.problem, fault.evidence, fault.fix, "error")]
     return [preflight.scores_told(models, rows, form)] if models else []
 
 

@@ -5,29 +5,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from kinkajou.config.findings import ANY, FINDINGS
+from kinkajou.findings import Finding
 from kinkajou.train.checks import CHECKS, Sign
 from kinkajou.train.history import History
 
 
-@dataclass(frozen=True)
-class Finding:
+@dataclass(frozen=True, kw_only=True)
+class StepFinding(Finding):
     """What one step's numbers say. `seen` counts the steps that said so, this one included."""
 
-    name: str
     step: int
-    cause: str
-    evidence: Mapping[str, float | str]
-    action: str
-    metrics: tuple[str, ...]
+    numbers: Mapping[str, float | str]  # the evidence one by one
+    metrics: tuple[str, ...] = ()
     seen: int = 1
 
     @property
-    def seen_as(self) -> str:
-        """The evidence as one line."""
-        return ", ".join(f"{name} {x if isinstance(x, str) else f'{x:.4g}'}" for name, x in self.evidence.items())
-
-    def __str__(self) -> str:
-        return f"finding {self.name} at step {self.step}: {self.cause}\n  seen: {self.seen_as}\n  do:   {self.action}"
+    def heading(self) -> str:
+        return f"{self.level}: {self.name} at step {self.step}: {self.cause}"
 
     @property
     def line(self) -> dict[str, Any]:
@@ -36,19 +30,27 @@ class Finding:
             "step": self.step,
             "name": self.name,
             "cause": self.cause,
-            "evidence": {name: x if isinstance(x, str) else float(f"{x:.6g}") for name, x in self.evidence.items()},
+            "evidence": {name: x if isinstance(x, str) else float(f"{x:.6g}") for name, x in self.numbers.items()},
             "action": self.action,
             "metrics": list(self.metrics),
             "seen": self.seen,
         }
 
 
+def step_finding(
+    name: str, cause: str, numbers: Mapping[str, float | str], action: str, *, step: int, **more: Any
+) -> StepFinding:
+    """With the numbers as its evidence."""
+    evidence = ", ".join(f"{name} {x if isinstance(x, str) else f'{x:.4g}'}" for name, x in numbers.items())
+    return StepFinding(name, cause, evidence, action, step=step, numbers=numbers, **more)
+
+
 @dataclass
 class Record:
     """What is known of one name: its first and last finding, and what was written of it."""
 
-    first: Finding
-    last: Finding
+    first: StepFinding
+    last: StepFinding
     written: int = 0  # `seen` of its newest line in findings.jsonl
 
 
@@ -58,7 +60,7 @@ class Diagnosis:
     def __init__(self, *, bf16: bool) -> None:
         self.bf16, self.history, self.records = bf16, History(), dict[str, Record]()
 
-    def observe(self, step: int, row: Mapping[str, Any]) -> list[Finding]:
+    def observe(self, step: int, row: Mapping[str, Any]) -> list[StepFinding]:
         """Everything that this row and those before it show."""
         numbers = {name: float(x) for name, x in row.items() if isinstance(x, int | float)}
         self.history.add(step, numbers)
@@ -71,15 +73,16 @@ class Diagnosis:
             return None
         return CHECKS[name](self.history, kind, kind.bound(bf16=self.bf16))
 
-    def _found(self, name: str, sign: Sign) -> Finding:
+    def _found(self, name: str, sign: Sign) -> StepFinding:
         kind, record = FINDINGS[name], self.records.get(name)
         seen = record.last.seen + 1 if record else 1
         metrics = sign.metrics or kind.metrics
-        finding = Finding(name, self.history.step, kind.cause, sign.evidence, kind.action, metrics, seen)
+        step = self.history.step
+        finding = step_finding(name, kind.cause, sign.evidence, kind.action, step=step, metrics=metrics, seen=seen)
         self.records.setdefault(name, Record(finding, finding)).last = finding
         return finding
 
-    def due(self, finding: Finding) -> bool:
+    def due(self, finding: StepFinding) -> bool:
         """Whether it deserves a line: the first, and then each time that the count has doubled."""
         record = self.records[finding.name]
         if finding.seen < 2 * record.written:
@@ -87,7 +90,7 @@ class Diagnosis:
         record.written = finding.seen
         return True
 
-    def unwritten(self) -> list[Finding]:
+    def unwritten(self) -> list[StepFinding]:
         """The newest of each name whose count has grown since its last line."""
         return [record.last for record in self.records.values() if record.last.seen > record.written]
 
@@ -100,5 +103,5 @@ class Diagnosis:
         return f"findings: {', '.join(said)}; findings.jsonl and docs/diagnosis.md say more" if said else ""
 
 
-def stops(finding: Finding, stop_on: tuple[str, ...]) -> bool:
+def stops(finding: StepFinding, stop_on: tuple[str, ...]) -> bool:
     return finding.name in stop_on or ANY in stop_on

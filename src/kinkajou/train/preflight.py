@@ -7,9 +7,10 @@ from kinkajou import config
 from kinkajou.batch import TokenBatch
 from kinkajou.data import preflight as checks
 from kinkajou.data.chat import ChatFormat, Encoded
-from kinkajou.data.preflight import Finding, Record, share
+from kinkajou.data.preflight import Record, share
 from kinkajou.errors import UserError
 from kinkajou.evals.reward_scores import spread_rows, stability
+from kinkajou.findings import Finding, Level, passed
 from kinkajou.models.forward import ScalarModel
 from kinkajou.rewards.judges import Ensemble, Judge, ModelJudge, WeightedSum
 from kinkajou.train.inputs import Inputs, RLInputs
@@ -43,8 +44,7 @@ def before_run(
     stops = [item for item in found if item.level == "error"]
     warned = [item for item in found if item.level == "warning"]
     for item in warned:
-        say(f"warning: {item.name}: {item.evidence}")
-        say(f"  fix:   {item.action}")
+        say(str(item))
     if cfg.run.preflight == "strict":
         stops += warned
     if stops:
@@ -56,7 +56,7 @@ def refuse(found: Sequence[Finding], *, hint: str) -> None:
     count = "1 check" if len(found) == 1 else f"{len(found)} checks"
     raise UserError(
         f"preflight: {count} failed: {', '.join(item.name for item in found)}",
-        evidence="; ".join(item.evidence for item in found),
+        evidence="; ".join(": ".join(filter(None, (item.cause, item.evidence))) for item in found),
         fix="; ".join([*(item.action for item in found if item.action), hint]),
     )
 
@@ -142,8 +142,9 @@ def scores_told(models: Sequence[ScalarModel], rows: Sequence[Encoded], form: Ch
         f"over {len(tried)} texts extra padding changes a score by {padded:.1e} at most, the batch by {beside:.1e}"
     )
     if max(padded, beside) <= UNSTABLE:
-        return Finding("reward_scores", "ok", evidence)
-    return Finding("reward_scores", "warning", evidence, "with --dtype bf16 try fp32; else use another reward model")
+        return passed("reward_scores", evidence)
+    cause = "a text's score depends on the padding or the texts beside it"
+    return Finding("reward_scores", cause, evidence, "with --dtype bf16 try fp32; else use another reward model")
 
 
 def scorer(model: ScalarModel) -> Callable[[TokenBatch], Any]:
@@ -161,8 +162,9 @@ def offline_steps(cfg: Any, records: int, rows: Sequence[Encoded], *, scale: flo
     """Steps and tokens of SFT, reward model and preference learning, of `scale` times what is given."""
     epoch = round(records * scale) // cfg.batch_size
     if not epoch:
-        evidence = f"{records:,} usable records do not fill a batch of {cfg.batch_size}"
-        return Finding("steps", "error", evidence, "give more data or a smaller --batch_size")
+        evidence = f"{records:,} usable records, batches of {cfg.batch_size}"
+        action = "give more data or a smaller --batch_size"
+        return Finding("steps", "the records do not fill a batch", evidence, action, "error")
     total = max(1, round(cfg.epochs * epoch))
     tokens, trained = sum(len(row.tokens) for row in rows), sum(sum(row.counts) for row in rows)
     used = epoch * cfg.batch_size / records  # a remainder shorter than a batch waits for the next epoch
@@ -170,7 +172,7 @@ def offline_steps(cfg: Any, records: int, rows: Sequence[Encoded], *, scale: flo
         f"{'about ' * (scale != 1)}{epoch:,} steps an epoch, {total:,} in all; {short(tokens * used)} tokens an epoch "
         f"({short(trained * used)} of them in answers), {short(tokens * used * total / epoch)} in all"
     )
-    return Finding("steps", "ok", evidence)
+    return passed("steps", evidence)
 
 
 def rl_steps(cfg: config.RLConfig, prompts: int, mean_prompt: float) -> Finding:
@@ -178,17 +180,19 @@ def rl_steps(cfg: config.RLConfig, prompts: int, mean_prompt: float) -> Finding:
     samples = cfg.rollout.prompts_per_step * group
     if prompts < cfg.rollout.prompts_per_step:
         evidence = f"{prompts:,} usable prompts, a step takes {cfg.rollout.prompts_per_step}"
-        return Finding("steps", "error", evidence, "give more prompts or a smaller --prompts_per_step")
+        action = "give more prompts or a smaller --prompts_per_step"
+        return Finding("steps", "the prompts do not fill a step", evidence, action, "error")
     if samples % cfg.algo.minibatch_size:
-        evidence = f"{samples} answers a step do not fill minibatches of {cfg.algo.minibatch_size}"
-        return Finding("steps", "error", evidence, "make minibatch_size a divisor of the answers of a step")
+        evidence = f"{samples} answers a step, minibatches of {cfg.algo.minibatch_size}"
+        action = "make minibatch_size a divisor of the answers of a step"
+        return Finding("steps", "the answers of a step do not fill its minibatches", evidence, action, "error")
     answers, longest = cfg.algo.steps * samples, cfg.rollout.max_new_tokens
     seen = cfg.algo.steps * cfg.rollout.prompts_per_step / prompts
     evidence = (
         f"{cfg.algo.steps:,} steps of {samples:,} answers; up to {short(answers * longest)} sampled tokens after "
         f"{short(answers * mean_prompt)} of prompts; each prompt comes up {seen:.2g} times"
     )
-    return Finding("steps", "ok", evidence)
+    return passed("steps", evidence)
 
 
 def room(cfg: config.RLConfig, lengths: Sequence[int]) -> Finding:
@@ -197,11 +201,11 @@ def room(cfg: config.RLConfig, lengths: Sequence[int]) -> Finding:
     long = sum(length > left for length in lengths)
     evidence = f"{share(len(lengths) - long, len(lengths))} prompts leave room for {cfg.rollout.max_new_tokens} tokens"
     if not long:
-        return Finding("room", "ok", f"{evidence} within --max_len {cfg.base.max_len}")
+        return passed("room", f"{evidence} within --max_len {cfg.base.max_len}")
     action = f"--max_len {max(lengths) + cfg.rollout.max_new_tokens}, or --bad_rows skip to leave long ones out"
-    if cfg.rollout.bad_rows == "error" or long == len(lengths):
-        return Finding("room", "error", evidence, action)
-    return Finding("room", "warning" if long > checks.FEW * len(lengths) else "note", evidence, action)
+    stops = cfg.rollout.bad_rows == "error" or long == len(lengths)
+    level: Level = "error" if stops else "warning" if long > checks.FEW * len(lengths) else "note"
+    return Finding("room", "prompts leave no room for the longest answer", evidence, action, level)
 
 
 def short(count: float) -> str:

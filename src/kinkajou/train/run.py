@@ -21,7 +21,7 @@ from kinkajou import config
 from kinkajou.errors import UserError
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.train.console import Console, environment
-from kinkajou.train.diagnosis import Diagnosis, Finding, stops
+from kinkajou.train.diagnosis import Diagnosis, StepFinding, step_finding, stops
 from kinkajou.train.nonfinite import NotFinite
 
 Writer = Callable[[Path], None]
@@ -82,7 +82,8 @@ class Run:
         except NotFinite as fault:
             cause = f"a loss or gradient is not finite, first in {fault.place}"
             seen = {"seen": fault.evidence}
-            self._append("findings.jsonl", Finding("not_finite", self.step, cause, seen, fault.fix, ()).line)
+            found = step_finding("not_finite", cause, seen, fault.fix, step=self.step, level="error")
+            self._append("findings.jsonl", found.line)
             raise
         self._phase_s[name] = self._phase_s.get(name, 0.0) + time.monotonic() - start
 
@@ -112,7 +113,7 @@ class Run:
                 self._append("findings.jsonl", finding.line)
         self._stop_on(found)
 
-    def _stop_on(self, found: Sequence[Finding]) -> None:
+    def _stop_on(self, found: Sequence[StepFinding]) -> None:
         """Stops on all ranks or on none: each has the same metrics, but a checkpoint is no place to rely on it."""
         if not self.settings.stop_on:
             return
@@ -126,7 +127,7 @@ class Run:
             saved = f"saved: {self._checkpoint(self.step)}"
         raise UserError(
             f"stopped at step {self.step} on {fatal.name}: {fatal.cause}" if fatal else "another process stopped",
-            evidence=f"{fatal.seen_as}; {saved}" if fatal else saved,
+            evidence=f"{fatal.evidence}; {saved}" if fatal else saved,
             fix=fatal.action if fatal else "see findings.jsonl",
             exit_code=3,
         )

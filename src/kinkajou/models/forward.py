@@ -3,9 +3,9 @@
 Shapes: b rows, t targets, n packed tokens, k counting targets, c channels, v vocabulary.
 """
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from kinkajou.algos import tensors
 from kinkajou.batch import PLAIN, Sampling, lengths_of
 from kinkajou.models.attention import Layout, Packed
+from kinkajou.models.precision import Bfloat16
 
 Dtype = Literal["fp32", "bf16"]
 LOGITS_BUDGET = 2**27
@@ -54,17 +55,13 @@ def read_lengths(mask: Tensor) -> Tensor:
     return lengths + (first & ~lengths.any())
 
 
-def compute_context(dtype: Dtype, device: torch.device) -> AbstractContextManager[object]:
-    """bf16 runs matrix products in bfloat16 over float32 weights; softmax and losses stay float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16")
-
-
 class PackedModel(nn.Module):
     """A transformers model, plain or wrapped by PEFT, that is run on packed tokens."""
 
     def __init__(self, module: nn.Module, *, dtype: Dtype = "fp32") -> None:
         super().__init__()
         self.module, self.dtype = module, dtype
+        self._half: Bfloat16 | None = None
 
     @property
     def inner(self) -> Any:
@@ -81,6 +78,37 @@ class PackedModel(nn.Module):
         """Channels of the hidden states that the head reads."""
         return int(self.inner.get_output_embeddings().weight.shape[1])
 
+    def computing(self) -> AbstractContextManager[None]:
+        """Inside, the model computes in its compute type: bf16 binds bfloat16 copies of the float32 weights.
+
+        Softmax, losses and the scalar head stay float32.  A decoding step that binds costs microseconds.
+        """
+        if self.dtype == "fp32":
+            return nullcontext()
+        if self._half is None or not self._half.fits(self.module):
+            self._half = Bfloat16(self.module, keep=self.kept)
+        return self._half.bind()
+
+    @property
+    def kept(self) -> list[Tensor]:
+        """Parameters that stay float32."""
+        return []
+
+    def computing_again(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Contexts of a checkpointed layer: its forward pass, and its recomputation after `computing` has ended."""
+        again = nullcontext() if self._half is None else self._half.again()
+        return nullcontext(), again
+
+    @torch.no_grad()
+    def freeze(self) -> Self:
+        """No gradients any more; bf16 weights for good where the model computes in them, in half the memory."""
+        self.requires_grad_(False)
+        kept = {id(param) for param in self.kept}
+        for param in self.module.parameters():
+            if self.dtype == "bf16" and id(param) not in kept:
+                param.data = param.data.to(torch.bfloat16)
+        return self
+
     def hidden(self, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         """Last hidden states after the final norm.  (1, n), (1, n) -> (n, c)."""
         out = self.inner.base_model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
@@ -94,7 +122,7 @@ class LanguageModel(PackedModel):
         """(b, t+1), (b, t) bool -> log-probability and entropy of every counting target."""
         rows = pack(tokens[:, :-1], read_lengths(mask))
         counting = mask[rows.inside]
-        with compute_context(self.dtype, tokens.device):
+        with self.computing():
             hidden = self.hidden(rows.ids, rows.positions, rows.layout)[counting]
             logp, entropy = self.score(hidden, tokens[:, 1:][mask], sampling)
         unpacked = mask.new_zeros(mask.shape, dtype=torch.float32)
@@ -104,7 +132,7 @@ class LanguageModel(PackedModel):
     def alignment(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """log p minus log sum p^2 over the vocabulary, of every counting target: (b, t), 0 elsewhere, no gradient."""
         rows = pack(tokens[:, :-1], read_lengths(mask))
-        with compute_context(self.dtype, tokens.device):
+        with self.computing():
             hidden = self.hidden(rows.ids, rows.positions, rows.layout)[mask[rows.inside]]
             found = []
             for h, y in zip(torch.split(hidden, self.chunk), torch.split(tokens[:, 1:][mask], self.chunk), strict=True):
@@ -164,10 +192,10 @@ class ActorCritic(nn.Module):
         """(b, t+1), (b, t), (b, t) -> log-probabilities at `mask`, values before the targets of `value_mask`."""
         model, asked = self.language, mask if value_mask is None else value_mask
         rows = pack(tokens[:, :-1], read_lengths(mask | asked))
-        with compute_context(model.dtype, tokens.device):
+        with model.computing():
             hidden = model.hidden(rows.ids, rows.positions, rows.layout)
             logp, entropy = model.score(hidden[mask[rows.inside]], tokens[:, 1:][mask], sampling)
-            values = self.head(hidden[asked[rows.inside]]).squeeze(-1).float()
+            values = self.head(hidden[asked[rows.inside]].float()).squeeze(-1)
         if value_mask is None:  # nobody asked for values, but DDP waits for a gradient of every weight
             logp = logp + 0 * values
         empty = mask.new_zeros(mask.shape, dtype=torch.float32)
@@ -177,6 +205,10 @@ class ActorCritic(nn.Module):
 
 class ScalarModel(PackedModel):
     """A trunk with one linear unit: a reward model read at the end, a critic read at every target."""
+
+    @property
+    def kept(self) -> list[Tensor]:
+        return list(self.inner.score.parameters())
 
     def forward(self, tokens: Tensor, mask: Tensor, *, at: Literal["end", "targets"]) -> Tensor:
         """(b, t+1), (b, t) bool -> (b,) scores of the last real token, or (b, t) values before each target.
@@ -191,8 +223,8 @@ class ScalarModel(PackedModel):
         else:
             rows = pack(tokens, lengths)
             where = rows.positions[0] + 1 == lengths.repeat_interleave(lengths)
-        with compute_context(self.dtype, tokens.device):
+        with self.computing():
             hidden = self.hidden(rows.ids, rows.positions, rows.layout)[where]
-            out = cast(Tensor, self.inner.score(hidden)).squeeze(-1).float()
+            out = cast(Tensor, self.inner.score(hidden.float())).squeeze(-1)
         holes = mask if at == "targets" else lengths > 0
         return out.new_zeros(holes.shape).masked_scatter(holes, out)

@@ -215,7 +215,7 @@ def finish(model: PackedModel, options: LoadOptions, *, scalar: bool) -> PackedM
         inner = model.inner
         # The old name is deprecated in transformers 5.23, the new one is not in 5.17.
         enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
-        enable()
+        enable({"use_reentrant": False, "context_fn": model.computing_again})
         if options.lora_rank:
             inner.enable_input_require_grads()
     model.train(options.gradient_checkpointing)

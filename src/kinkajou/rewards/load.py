@@ -67,5 +67,5 @@ def load_reward_model(
     source = find_model(folder)
     fix = "train the reward model from the policy's SFT model, or with its tokenizer"
     check_vocabulary(source, tokenizer, other="reward model", fix=fix)
-    model = load_scalar_model(source, tokenizer, LoadOptions(dtype=dtype), fresh=False).requires_grad_(False)
+    model = load_scalar_model(source, tokenizer, LoadOptions(dtype=dtype), fresh=False).freeze()
     return ModelJudge(model.to(device), tokens_per_microbatch=tokens_per_microbatch)

@@ -164,7 +164,7 @@ def load_reference(cfg: RLConfig, source: str, form: ChatFormat, language: Langu
 
         return below
     options = LoadOptions(family=cfg.base.family, dtype=cfg.base.dtype)
-    frozen = load_language_model(source, form.tokenizer, options).requires_grad_(False).to(s.device)
+    frozen = load_language_model(source, form.tokenizer, options).freeze().to(s.device)
 
     def apart(batch: TokenBatch) -> Tensor:
         return cast(TokenScores, frozen(batch.tokens, batch.mask, sampling)).logp

@@ -136,7 +136,7 @@ def load_sampler(cfg: SampleConfig) -> Sampler:
     source = find_model(own.model)
     tokenizer, _ = load_tokenizer(source, template=own.template)
     form = ChatFormat(tokenizer)
-    model = load_language_model(source, tokenizer, LoadOptions(dtype=own.dtype)).requires_grad_(False)
+    model = load_language_model(source, tokenizer, LoadOptions(dtype=own.dtype)).freeze()
     judge = load_judge(
         cfg.scoring.reward,
         tokenizer=tokenizer,

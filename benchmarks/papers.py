@@ -45,6 +45,7 @@ PAPERS = {
     "Maechler 2012": "Accurately computing log(1 - exp(-|a|)), R package Rmpfr",
     "MiniMax 2025": "MiniMax-M1 (CISPO), arXiv 2506.13585",
     "Mitchell 2023": "A note on DPO with noisy preferences (cDPO)",
+    "Nguyen 2025": "Turning up the heat: min-p sampling for creative and coherent LLM outputs, arXiv 2407.01082",
     "Ouyang 2022": "Training language models to follow instructions with human feedback, arXiv 2203.02155",
     "Prime Intellect 2025": "INTELLECT-2, arXiv 2505.07291",
     "Rafailov 2023": "Direct preference optimization, arXiv 2305.18290",

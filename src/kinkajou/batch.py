@@ -22,6 +22,9 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    """Above 1 it makes tokens of the prompt and the answer less likely; for answers only, nothing is trained on it."""
 
 
 PLAIN = Sampling()

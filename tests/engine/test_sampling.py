@@ -52,7 +52,7 @@ def test_frequencies_match_probabilities() -> None:
     chances = [0.5, 0.0, 0.25, 0.125, 0.0, 0.0625, 0.0624, 0.0001]
     logits = torch.tensor(chances).log()
     n = 40_000
-    tokens = draw(logits.expand(n, -1), uniforms(range(40), n // 40).flatten())
+    tokens, _ = draw(logits.expand(n, -1), uniforms(range(40), n // 40).flatten())
     counts = torch.bincount(tokens, minlength=len(chances)).tolist()
     chi_square = 0.0
     for count, chance in zip(counts, chances, strict=True):
@@ -71,7 +71,7 @@ def test_a_cut_token_is_never_drawn(uniform: float) -> None:
     cut[:, [0, 1, 38, 39]] = True  # at both ends, where rounding would reach first
     cut[:, 20] = False
     logits = logits.masked_fill(cut, -torch.inf)
-    tokens = draw(logits, torch.full((500,), uniform, dtype=torch.float64))
+    tokens, _ = draw(logits, torch.full((500,), uniform, dtype=torch.float64))
     assert torch.isfinite(logits.gather(1, tokens[:, None])).all()
     kept = [row.nonzero().flatten().tolist() for row in ~cut]
     if uniform == 0.0:
@@ -81,7 +81,7 @@ def test_a_cut_token_is_never_drawn(uniform: float) -> None:
 def test_the_ends_of_the_interval_are_the_first_and_the_last_token() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, 0.0, -torch.inf]] * 4)
     points = torch.tensor([0.0, 1 / 3 - 1e-9, 1 / 3 + 1e-9, LAST], dtype=torch.float64)
-    assert draw(logits, points).tolist() == [1, 1, 2, 3]
+    assert draw(logits, points)[0].tolist() == [1, 1, 2, 3]
 
 
 def test_the_tail_of_a_large_vocabulary_is_reached() -> None:
@@ -89,18 +89,21 @@ def test_the_tail_of_a_large_vocabulary_is_reached() -> None:
     small, tail = 1e-8, 150_000
     logits = torch.full((1, tail + 1), math.log(small))
     logits[0, 0] = 0.0
-    assert draw(logits, torch.tensor([LAST], dtype=torch.float64)).tolist() == [tail]
+    assert draw(logits, torch.tensor([LAST], dtype=torch.float64))[0].tolist() == [tail]
     for token in (1_000, 77_777, 149_000):
         point = torch.tensor([(1 + small * token) / (1 + small * tail)], dtype=torch.float64)
-        assert int(draw(logits, point)) == pytest.approx(token, rel=1e-3)
+        assert int(draw(logits, point)[0]) == pytest.approx(token, rel=1e-3)
 
 
 def test_inverse_transform_by_loops() -> None:
     generator = torch.Generator().manual_seed(6)
     logits = 3 * torch.randn(50, 17, generator=generator)
     points = torch.rand(50, generator=generator, dtype=torch.float64)
-    for row, point, token in zip(logits.tolist(), points.tolist(), draw(logits, points).tolist(), strict=True):
+    tokens, logps = draw(logits, points)
+    drawn = zip(logits.tolist(), points.tolist(), tokens.tolist(), logps.tolist(), strict=True)
+    for row, point, token, logp in drawn:
         mass = [math.exp(x) for x in row]
+        assert logp == pytest.approx(math.log(mass[token] / math.fsum(mass)), abs=1e-6)
         before = math.fsum(mass[:token]) / math.fsum(mass)
         after = math.fsum(mass[: token + 1]) / math.fsum(mass)
         assert before - 1e-6 <= point <= after + 1e-6

@@ -1,5 +1,6 @@
 """Masked statistics and log-probabilities.  Shapes: b rows, t targets, v vocabulary, k positions."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -9,6 +10,8 @@ from torch import Tensor
 Sum = Callable[[Tensor], Tensor]
 """Sums a tensor over data-parallel ranks: all that the formulas know of them."""
 Variance = Literal["biased", "unbiased"]
+CANDIDATES = 256
+"""Tokens among which top-p is looked for first."""
 
 
 def alone(x: Tensor) -> Tensor:
@@ -57,31 +60,52 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, *, all_sum
 
 
 def sampling_logits(
-    logits: Tensor, *, temperature: float, top_k: int, top_p: float, keep: Tensor | None = None
+    logits: Tensor,
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float = 0.0,
+    keep: Tensor | None = None,
 ) -> Tensor:
-    """Logits of the distribution that tokens are drawn from: tempered, then cut to top-k, then to top-p.
+    """Logits of the distribution that tokens are drawn from: tempered, then cut to top-k, top-p and min-p in turn.
 
     (k, v) -> (k, v) float32.  Cut entries are -inf.  `keep` (k,) names tokens that are never cut: an
     update scores tokens that were inside the cut when they were drawn and may have left it since; without
     this their log-probability would be -inf.  Temperature 0 (greedy) leaves the logits as they are.
-    Top-p is the smallest set whose mass reaches p (Holtzman 2020, section 3.1).
+    Top-p is the smallest set whose mass reaches p (Holtzman 2020, section 3.1); min-p keeps what has at least
+    that share of the likeliest token's probability (Nguyen 2025, section 3).
     """
     logits = logits.float()
     if temperature not in (0.0, 1.0):
         logits = logits / temperature
-    cut = torch.zeros_like(logits, dtype=torch.bool)
+    cut: Tensor | None = None
     if 0 < top_k < logits.shape[-1]:
-        cut |= logits < logits.topk(top_k, dim=-1).values[..., -1:]
+        cut = logits < logits.topk(top_k, dim=-1).values[..., -1:]
     if top_p < 1.0:
-        ordered, index = logits.masked_fill(cut, -torch.inf).sort(dim=-1, descending=True)
-        probs = ordered.softmax(-1)
-        beyond = probs.cumsum(-1) - probs >= top_p
-        cut |= torch.zeros_like(cut).scatter(-1, index, beyond)
-    if not (0 < top_k < logits.shape[-1]) and top_p >= 1.0:
+        cut = beyond_mass(logits if cut is None else logits.masked_fill(cut, -torch.inf), top_p)
+    if min_p > 0.0:
+        small = logits < logits.amax(-1, keepdim=True) + math.log(min_p)
+        cut = small if cut is None else cut | small
+    if cut is None:
         return logits
     if keep is not None:
         cut = cut.scatter(-1, keep[..., None], False)
     return logits.masked_fill(cut, -torch.inf)
+
+
+def beyond_mass(logits: Tensor, top_p: float) -> Tensor:
+    """What the smallest set of mass `top_p` leaves out (Holtzman 2020, section 3.1).  (k, v) -> (k, v) bool.
+
+    On a CPU the likeliest candidates alone are put in order, unless their mass is too small: sorting a vocabulary
+    takes longer than a small model's decoding step.  On a GPU asking would stop the queue, and sorting is quick.
+    """
+    width = logits.shape[-1] if logits.is_cuda else min(CANDIDATES, logits.shape[-1])
+    probs = logits.softmax(-1)
+    ordered, index = probs.topk(width, dim=-1)
+    if width < logits.shape[-1] and bool((ordered.sum(-1) < top_p).any()):
+        ordered, index = probs.sort(dim=-1, descending=True)
+    return torch.ones_like(logits, dtype=torch.bool).scatter(-1, index, ordered.cumsum(-1) - ordered >= top_p)
 
 
 def token_logps(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kinkajou.algos import tensors
 from kinkajou.batch import Rollout, Sampling, pad_rows
-from kinkajou.engine.cache import Cache, Decode, Prefill
-from kinkajou.engine.sampling import draw, uniforms
+from kinkajou.engine.cache import Cache, Slots
+from kinkajou.engine.paged import Pages, can_page
+from kinkajou.engine.scheduler import Decoder, Sample
+from kinkajou.engine.session import Session
 from kinkajou.errors import UserError
-from kinkajou.models.forward import LanguageModel, compute_context, pack
+from kinkajou.models.forward import LanguageModel
 
 Prompts = Sequence[Sequence[int]]
 
@@ -29,22 +30,32 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Drawn:
-    """One decoding step: the new token of each still running row."""
+    """One decoding step: the new token of each row that got one."""
 
-    rows: Tensor  # (r,) indices into the prompts
-    tokens: Tensor  # (r,)
-    logps: Tensor  # (r,) float32
+    rows: list[int]  # indices into the prompts
+    tokens: list[int]
+    logps: list[float]
 
 
 class LocalEngine:
     """Decodes with a KV cache in the trainer's own process and weights.
 
-    `end_ids` stop a sample.  At most `max_rows` samples run at once, longest prompts together.
+    `end_ids` stop a sample.  At most `max_rows` samples run at once; a slot that comes free is filled again.
+    `decode` (tokens of an answer -> text) is needed for stop texts alone.
     """
 
-    def __init__(self, model: LanguageModel, *, end_ids: Iterable[int], pad_id: int, max_rows: int = 64) -> None:
-        self.model, self.pad_id, self.max_rows = model, pad_id, max_rows
-        self.end_ids = torch.tensor(sorted(end_ids), device=model.device)
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        end_ids: Iterable[int],
+        pad_id: int,
+        max_rows: int = 64,
+        decode: Decoder | None = None,
+    ) -> None:
+        self.model, self.pad_id, self.max_rows, self.decode = model, pad_id, max_rows, decode
+        self.end_ids = sorted(set(end_ids))
+        self._kept: Session | None = None
 
     @torch.no_grad()
     def load(self, params: Iterable[tuple[str, Tensor]]) -> None:
@@ -53,84 +64,83 @@ class LocalEngine:
             if own[name].data_ptr() != param.data_ptr():
                 own[name].copy_(param)
 
-    def generate(self, prompts: Prompts, sampling: Sampling, *, max_new_tokens: int, seeds: Sequence[int]) -> Rollout:
+    def generate(
+        self,
+        prompts: Prompts,
+        sampling: Sampling,
+        *,
+        max_new_tokens: int,
+        seeds: Sequence[int],
+        stops: Sequence[str] = (),
+    ) -> Rollout:
+        samples = self.samples(prompts, sampling, max_new_tokens=max_new_tokens, seeds=seeds, stops=stops)
+        session = self.session(samples)
+        while session.busy:
+            session.step()
+        return self._rollout(samples)
+
+    def stream(
+        self,
+        prompts: Prompts,
+        sampling: Sampling,
+        *,
+        max_new_tokens: int,
+        seeds: Sequence[int],
+        stops: Sequence[str] = (),
+    ) -> Iterator[Drawn]:
+        """The same, and yields every step's tokens as they are drawn."""
+        session = self.session(self.samples(prompts, sampling, max_new_tokens=max_new_tokens, seeds=seeds, stops=stops))
+        while session.busy:
+            said = session.step()
+            yield Drawn([x.sample.number for x in said], [x.token for x in said], [x.logp for x in said])
+
+    def samples(
+        self,
+        prompts: Prompts,
+        sampling: Sampling,
+        *,
+        max_new_tokens: int,
+        seeds: Sequence[int],
+        stops: Sequence[str] = (),
+    ) -> list[Sample]:
         if not all(prompts):
             raise UserError("a prompt has no tokens", fix="give it at least a begin token or a word")
-        answers: list[list[int]] = [[] for _ in prompts]
-        logps: list[list[float]] = [[] for _ in prompts]
-        by_length = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        for start in range(0, len(prompts), self.max_rows):
-            chosen = by_length[start : start + self.max_rows]
-            steps = self.stream(
-                [prompts[i] for i in chosen],
-                sampling,
-                max_new_tokens=max_new_tokens,
-                seeds=[seeds[i] for i in chosen],
-            )
-            for step in steps:
-                drawn = zip(step.rows.tolist(), step.tokens.tolist(), step.logps.tolist(), strict=True)
-                for row, token, logp in drawn:
-                    answers[chosen[row]].append(token)
-                    logps[chosen[row]].append(logp)
-        return self._rollout(prompts, answers, logps)
-
-    @torch.no_grad()
-    def stream(
-        self, prompts: Prompts, sampling: Sampling, *, max_new_tokens: int, seeds: Sequence[int]
-    ) -> Iterator[Drawn]:
-        """Decodes all prompts together and yields every step's tokens as they are drawn."""
-        device = self.model.device
-        dice = uniforms(seeds, max_new_tokens).to(device)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        cache = Cache(len(prompts), int(lengths.max()) + max_new_tokens)
-        logits = self._prefill(prompts, lengths, cache)
-        rows = torch.arange(len(prompts), device=device)
-        for i in range(max_new_tokens):
-            tokens, logps = self._draw(logits, sampling, dice[rows, i])
-            yield Drawn(rows, tokens, logps)
-            running = ~torch.isin(tokens, self.end_ids)
-            if i + 1 == max_new_tokens or not running.any():
-                return
-            if not running.all():
-                kept = running.nonzero().squeeze(1)
-                rows, tokens = rows[kept], tokens[kept]
-                cache.keep(kept)
-            logits = self._decode(tokens, lengths[rows] + i, cache)
-
-    def _prefill(self, prompts: Prompts, lengths: Tensor, cache: Cache) -> Tensor:
-        """Runs the packed prompts; logits of what follows each.  -> (b, v)."""
-        batch = pad_rows(prompts, [[True] * len(p) for p in prompts], pad_id=self.pad_id)
-        rows = pack(batch.tokens.to(lengths.device), lengths)
-        with compute_context(self.model.dtype, lengths.device):
-            hidden = self.model.hidden(rows.ids, rows.positions, Prefill(rows.layout, cache))
-            return self.model.logits(hidden[lengths.cumsum(0) - 1])
-
-    def _decode(self, tokens: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """Runs one new token in each row.  (r,), (r,) -> (r, v)."""
-        with compute_context(self.model.dtype, tokens.device):
-            out = self.model.inner.base_model(
-                input_ids=tokens[:, None],
-                position_ids=positions[:, None],
-                use_cache=False,
-                layout=Decode(cache, positions),
-            )
-            return self.model.logits(out.last_hidden_state[:, 0])
-
-    def _draw(self, logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        cut = tensors.sampling_logits(
-            logits, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
-        )
-        tokens = cut.argmax(-1) if sampling.temperature == 0 else draw(cut, uniform)
-        return tokens, tensors.token_logps(cut, tokens)
-
-    def _rollout(self, prompts: Prompts, answers: list[list[int]], logps: list[list[float]]) -> Rollout:
-        rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-        sampled = [
-            [False] * len(prompt) + [True] * len(answer) for prompt, answer in zip(prompts, answers, strict=True)
+        if stops and self.decode is None:
+            raise RuntimeError("stop texts need an engine with a decoder")
+        return [
+            Sample(i, tuple(prompt), seed, max_new_tokens, sampling, tuple(stops))
+            for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
+
+    def session(self, samples: Sequence[Sample], *, rows: int | None = None, room: int = 0) -> Session:
+        """A session with those samples in its queue; slots for `rows` of them (or as many as may run at once) of
+        `room` tokens (or what the longest may come to).
+
+        On a GPU the last one is used again where it is free and large enough: its graphs are recorded.
+        """
+        rows = rows or min(self.max_rows, max(1, len(samples)))
+        room = max(room, *(len(sample.prompt) + sample.max_new_tokens for sample in samples), 1)
+        session = self._kept
+        if session is None or session.busy or session.scheduler.rows < rows or session.room < room:
+            session = Session(self.model, self._cache(rows, room), rows=rows, room=room, end_ids=self.end_ids)
+        self._kept = session if self.model.device.type == "cuda" else None
+        session.renew(self.decode)
+        for sample in samples:
+            session.add(sample)
+        return session
+
+    def _cache(self, rows: int, room: int) -> Cache:
+        dtype = torch.bfloat16 if self.model.dtype == "bf16" else torch.float32
+        alibi = self.model.inner.config.model_type == "bloom"
+        if can_page(self.model.device, dtype, alibi=alibi):
+            return Pages(rows, room, self.model.device)
+        return Slots(rows, room)
+
+    def _rollout(self, samples: Sequence[Sample]) -> Rollout:
+        rows = [[*sample.prompt, *sample.tokens] for sample in samples]
+        sampled = [[False] * len(sample.prompt) + [True] * len(sample.tokens) for sample in samples]
         batch = pad_rows(rows, sampled, pad_id=self.pad_id)
-        flat = torch.tensor([logp for row in logps for logp in row], dtype=torch.float32)
+        flat = torch.tensor([logp for sample in samples for logp in sample.logps], dtype=torch.float32)
         sampler_logp = torch.zeros(batch.mask.shape).masked_scatter(batch.mask, flat)
-        ends = set(self.end_ids.tolist())
-        ended = torch.tensor([answer[-1] in ends for answer in answers], dtype=torch.bool)
+        ended = torch.tensor([sample.finished != "length" for sample in samples], dtype=torch.bool)
         return Rollout(batch.tokens, batch.mask, sampler_logp, ended).to(self.model.device)

@@ -5,12 +5,15 @@ handed through `model(..., layout=...)`: packed sequences here, cached decoding 
 padding and no mask tensor ever enters a model.  Shapes: n packed tokens, h query heads, g key heads, d head size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
@@ -18,6 +21,9 @@ from transformers.masking_utils import AttentionMaskInterface
 from kinkajou.errors import UserError
 
 NAME = "kinkajou"
+HALF = (torch.bfloat16, torch.float16)
+FLASH_HEAD = 256
+"""Largest head size of flash attention."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +44,88 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class Packed:
-    """Sequences laid end to end, each causal and alone: sequence i is positions bounds[i]..bounds[i+1]."""
+    """Sequences laid end to end, each causal and alone: sequence i is positions bounds[i]..bounds[i+1].
+
+    On a CPU one sequence after the other; on a GPU flash attention over all of them in half precision, and flex
+    attention for what that cannot do (float32, alibi, very large heads).
+    """
 
     bounds: tuple[int, ...]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
+        if query.is_cuda:
+            plain = shape.slopes is None and query.dtype in HALF and query.shape[-1] <= FLASH_HEAD
+            return (self.flash if plain and varlen() else self.flex)(query, key, value, shape)
+        return self.one_by_one(query, key, value, shape)
+
+    def flash(self, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
+        attention = varlen()
+        assert attention is not None
+        edges = torch.tensor(self.bounds, dtype=torch.int32).to(query.device, non_blocking=True)
+        longest = max(b - a for a, b in pairwise(self.bounds))
+        mixed: Tensor = attention(
+            *(x[0].transpose(0, 1) for x in (query, key, value)),
+            edges,
+            edges,
+            longest,
+            longest,
+            scale=shape.scale,
+            window_size=(-1 if shape.window is None else shape.window - 1, 0),
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return mixed.transpose(0, 1)[None]
+
+    def flex(self, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
+        lengths = torch.tensor([b - a for a, b in pairwise(self.bounds)])
+        owners = torch.arange(len(lengths)).repeat_interleave(lengths).to(query.device)
+        return flexed(query, key, value, owners, shape)
+
+    def one_by_one(self, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
         # A loop over sequences beats one block-diagonal mask on a CPU; `split` and not slices, because the
         # backward pass of each slice would fill a tensor of the whole pack (both measured: docs/log.md).
         lengths = [b - a for a, b in pairwise(self.bounds)]
         parts = zip(*(torch.split(x, lengths, dim=2) for x in (query, key, value)), strict=True)
         return torch.cat([causal(q, k, v, shape) for q, k, v in parts], dim=2)
+
+
+@cache
+def varlen() -> Callable[..., Any] | None:
+    """torch's flash attention over packed sequences, where it has one (2.10 on)."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # flex attention is used instead
+        return None
+    return varlen_attn
+
+
+@cache
+def compiled_flex() -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def flexed(query: Tensor, key: Tensor, value: Tensor, owners: Tensor, shape: Shape) -> Tensor:
+    """Causal attention inside each sequence by flex attention (Dong 2024); owners[i] is the sequence of token i."""
+
+    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        inside = (owners[q] == owners[k]) & (k <= q)
+        return inside if shape.window is None else inside & (k > q - shape.window)
+
+    def biased(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        assert shape.slopes is not None
+        return score + shape.slopes[h] * (k - q)
+
+    n = query.shape[2]
+    attention = compiled_flex() if query.is_cuda else cast(Callable[..., Any], flex_attention)
+    mixed: Tensor = attention(
+        query,
+        key,
+        value,
+        score_mod=None if shape.slopes is None else biased,
+        block_mask=create_block_mask(seen, None, None, n, n, device=str(query.device)),
+        scale=shape.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return mixed
 
 
 def causal(query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:

@@ -1,0 +1,180 @@
+"""Continuous batching: samples wait in a queue, run in slots and leave them at different times.
+
+`step()` is the whole of it: fill free slots, or let every running sample say its next tokens.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from kinkajou.batch import Sampling
+from kinkajou.engine.cache import Cache
+from kinkajou.engine.graphs import Graphs
+from kinkajou.engine.sampling import penalised, pick
+from kinkajou.engine.scheduler import Decoder, Sample, Scheduler
+from kinkajou.models.attention import Layout, Packed
+from kinkajou.models.forward import LanguageModel
+from kinkajou.models.packing import Repacked
+
+BURST = 8
+"""Tokens that a GPU draws for every row before the host looks whether a sample has ended."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """One token of one sample."""
+
+    sample: Sample
+    token: int
+    logp: float
+
+
+class Session:
+    """Samples of one model, at most `rows` at once, over a cache that has room for each of them."""
+
+    def __init__(self, model: LanguageModel, cache: Cache, *, rows: int, room: int, end_ids: Iterable[int]) -> None:
+        self.model, self.cache, self.room = model, cache, room
+        self.device, self.ends = model.device, set(end_ids)
+        self.scheduler = Scheduler(rows)
+        self.decode: Decoder | None = None
+        self.layers: Repacked | None = None
+        self.graphs = Graphs(self._next, rows) if self.device.type == "cuda" else None
+        self._lay: list[int] = []
+        self._first: dict[tuple[int, ...], Tensor] = {}
+        """Logits after a prompt, as long as samples wait that start with it."""
+
+    def renew(self, decode: Decoder | None) -> None:
+        """Before a session is used again: graphs that read weights which have moved since are recorded anew."""
+        self.decode = decode
+        if self.graphs is None:
+            return
+        with torch.no_grad(), self.model.computing():
+            lie = [param.data_ptr() for param in self.model.parameters()]
+        if lie != self._lay:
+            self.graphs.forget()
+        self._lay = lie
+
+    def add(self, sample: Sample) -> None:
+        self.scheduler.add(sample)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.scheduler.waiting or self.scheduler.running)
+
+    @torch.no_grad()
+    def step(self) -> list[Said]:
+        """The tokens said now, sample by sample in the order of time; none if nothing is left to do."""
+        if not self.busy:
+            return []
+        with self.model.computing():
+            self.layers = self.layers or Repacked(self.model.module, rows=self.scheduler.rows)
+            with self.layers.in_place():
+                said = self._start(self.scheduler.admit()) if self.scheduler.due else self._go_on()
+        self.scheduler.drop_finished(self.cache.move, self.cache.release)
+        return said
+
+    def _start(self, admitted: list[Sample]) -> list[Said]:
+        """Runs each prompt that no running sample has, once; draws every new sample's first token."""
+        running = self.scheduler.running
+        holders = {sample.prompt: slot for slot, sample in enumerate(running) if sample.prompt in self._first}
+        fresh: dict[tuple[int, ...], int] = {}
+        for slot, sample in enumerate(admitted, len(running)):
+            if sample.prompt not in holders:
+                fresh[sample.prompt] = holders[sample.prompt] = slot
+        if fresh:
+            self._first |= dict(zip(fresh, self._prefill(list(fresh), list(fresh.values())), strict=True))
+        for slot, sample in enumerate(admitted, len(running)):
+            if holders[sample.prompt] != slot:
+                self.cache.copy(holders[sample.prompt], slot, len(sample.prompt))
+        logits = torch.stack([self._first[sample.prompt] for sample in admitted])
+        running += admitted
+        self._first = {prompt: row for prompt, row in self._first.items() if self.scheduler.wanted[prompt] > 0}
+        with record_function("kinkajou/sample"):
+            tokens, logps = self._draw(logits, admitted, 0)
+        return self._taken(admitted, tokens[None], logps[None])
+
+    def _prefill(self, prompts: list[tuple[int, ...]], slots: list[int]) -> Tensor:
+        """Logits of what follows each prompt.  -> (len(prompts), v)."""
+        with record_function("kinkajou/prefill"):
+            bounds = (0, *accumulate(len(prompt) for prompt in prompts))
+            ids = torch.tensor([[token for prompt in prompts for token in prompt]], device=self.device)
+            positions = torch.cat([torch.arange(len(prompt)) for prompt in prompts])[None].to(self.device)
+            hidden = self.model.hidden(ids, positions, self.cache.prefill(Packed(bounds), slots))
+            return self.model.logits(hidden[torch.tensor(bounds[1:], device=self.device) - 1])
+
+    def _go_on(self) -> list[Said]:
+        """The next token of every running sample; on a GPU several, of which those after an end are thrown away."""
+        running = self.scheduler.running
+        steps = self._burst(running)
+        tokens = torch.tensor([sample.tokens[-1] for sample in running], device=self.device)
+        positions = torch.tensor([sample.length for sample in running], device=self.device)
+        found = []
+        for i in range(steps):
+            if self.graphs is not None and self._alike(running):
+                drawn = self.graphs.run(tokens, positions + i, self._dice(running, i), running[0].sampling)
+            else:
+                with record_function("kinkajou/decode"):
+                    layout = self.cache.decode(positions + i, max(sample.length for sample in running) + 1 + i)
+                    logits = self._logits(tokens, positions + i, layout)
+                with record_function("kinkajou/sample"):
+                    drawn = self._draw(logits, running, i)
+            tokens = drawn[0]
+            found.append(drawn)
+        return self._taken(running, torch.stack([x for x, _ in found]), torch.stack([y for _, y in found]))
+
+    def _burst(self, running: list[Sample]) -> int:
+        """What needs the text so far needs every token at once; no sample runs over its end of the cache."""
+        if self.device.type == "cpu" or not self._alike(running) or any(sample.stops for sample in running):
+            return 1
+        return min(BURST, *(sample.max_new_tokens - len(sample.tokens) for sample in running))
+
+    def _alike(self, running: list[Sample]) -> bool:
+        return len({sample.sampling for sample in running}) == 1 and running[0].sampling.repetition_penalty == 1.0
+
+    def _next(self, tokens: Tensor, positions: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+        """One step on tensors alone: what a CUDA graph records."""
+        layout = self.cache.decode(positions)
+        return pick(self._logits(tokens, positions, layout), sampling, uniform)
+
+    def _logits(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        """Runs one new token in each slot.  (n,), (n,) -> (n, v)."""
+        out = self.model.inner.base_model(
+            input_ids=tokens[:, None], position_ids=positions[:, None], use_cache=False, layout=layout
+        )
+        return self.model.logits(out.last_hidden_state[:, 0])
+
+    def _dice(self, samples: list[Sample], ahead: int) -> Tensor:
+        return torch.tensor([sample.dice[len(sample.tokens) + ahead] for sample in samples], device=self.device)
+
+    def _draw(self, logits: Tensor, samples: list[Sample], ahead: int) -> tuple[Tensor, Tensor]:
+        """The next token of each sample from its own distribution, by its own number.  (n, v) -> (n,), (n,)."""
+        uniform = self._dice(samples, ahead)
+        if self._alike(samples):
+            return pick(logits, samples[0].sampling, uniform)
+        tokens = torch.empty(len(samples), dtype=torch.long, device=self.device)
+        logps = torch.empty(len(samples), device=self.device)
+        for sampling in dict.fromkeys(sample.sampling for sample in samples):
+            rows = [i for i, sample in enumerate(samples) if sample.sampling == sampling]
+            part = logits[rows]
+            if sampling.repetition_penalty != 1.0:
+                part = torch.stack([self._penalised(logits[i], samples[i]) for i in rows])
+            tokens[rows], logps[rows] = pick(part, sampling, uniform[rows])
+        return tokens, logps
+
+    def _penalised(self, logits: Tensor, sample: Sample) -> Tensor:
+        seen = torch.tensor([*sample.prompt, *sample.tokens], device=self.device)
+        return penalised(logits, seen, sample.sampling.repetition_penalty)
+
+    def _taken(self, samples: list[Sample], tokens: Tensor, logps: Tensor) -> list[Said]:
+        """Hands drawn tokens to their samples; those after a sample's end do not count.  (steps, n) twice."""
+        said = []
+        for row_tokens, row_logps in zip(tokens.tolist(), logps.tolist(), strict=True):
+            for sample, token, logp in zip(samples, row_tokens, row_logps, strict=True):
+                if not sample.finished:
+                    sample.take(token, logp, self.ends, self.decode)
+                    said.append(Said(sample, token, logp))
+        return said

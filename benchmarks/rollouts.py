@@ -68,7 +68,7 @@ class Models:
 def parts(cfg: RLConfig, language: nn.Module, reference: nn.Module) -> Any:
     """What `score` and the losses read of a trainer's parts."""
     sampling = Sampling(cfg.rollout.temperature, cfg.rollout.top_k, cfg.rollout.top_p)
-    state = SimpleNamespace(kl_coef=cfg.kl.kl_coef)
+    state = SimpleNamespace(kl_coef=cfg.kl.kl_coef, trusted=0)
 
     def ref_logp(b: Any) -> Tensor:
         return reference(b.tokens, b.mask, sampling).logp

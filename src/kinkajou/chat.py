@@ -28,7 +28,9 @@ class Talker:
         model = load_language_model(source, tokenizer)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.context = getattr(model.inner.config, "max_position_embeddings", None)
-        self.engine = LocalEngine(model, end_ids=self.form.end_ids, pad_id=self.form.pad_id)
+        self.engine = LocalEngine(
+            model, end_ids=self.form.end_ids, pad_id=self.form.pad_id, decode=self.form.answer
+        )
         self.turns = 0
 
     def answer(self, messages: Sequence[Message]) -> Iterator[str]:
@@ -44,12 +46,13 @@ class Talker:
                 fix="start again with /new",
             )
         self.turns += 1
-        sampling = Sampling(self.cfg.temperature, self.cfg.top_k, self.cfg.top_p)
+        cfg = self.cfg
+        sampling = Sampling(cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p, cfg.repetition_penalty)
         seed = derive_seed(self.cfg.seed, "chat", self.turns)
         tokens: list[int] = []
         said = ""
-        for step in self.engine.stream([prompt], sampling, max_new_tokens=room, seeds=[seed]):
-            tokens.append(int(step.tokens[0]))
+        for step in self.engine.stream([prompt], sampling, max_new_tokens=room, seeds=[seed], stops=cfg.stop):
+            tokens += step.tokens
             text = self.form.answer(tokens)
             # A character may take several tokens: until it is whole it decodes to a replacement mark.
             if len(text) > len(said) and not text.endswith("�"):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from kinkajou.batch import Rollout, Sampling
 from kinkajou.engine.engine import LocalEngine
 from kinkajou.models.forward import LanguageModel
-from kinkajou.train import grpo, parts, ppo
+from kinkajou.train import grpo, parts, policy, ppo
 from rl import causal, changed, rows_of, samples, token_logps, watch
 from small import Small, weights
 from tiny import FOUR, naive_distribution, ours, peer, tiny_config
@@ -156,7 +156,41 @@ def test_the_engine_of_a_run_is_the_trainer(small: Small, tmp_path: Path) -> Non
     """Nothing to correct in a run as users start it: the same weights, step after step."""
     row_of = {"steps": 3, "lr": 1e-2, "temperature": 0.7, "top_k": 50, "top_p": 0.9, "sample_every": 3}
     for stage in ("ppo", "grpo"):
-        for row in small.run(stage, tmp_path / stage, **row_of, max_new_tokens=30):
-            assert row["engine_gap_max"] < 1e-5
-            assert row["first_ratio"] == pytest.approx(1, abs=1e-5)
-        assert samples(tmp_path / stage)
+        for how in ("auto", "trainer"):
+            rows = small.run(stage, tmp_path / stage / how, **row_of, max_new_tokens=30, old_logp=how)
+            for row in rows:
+                assert row["engine_gap"] < 1e-5
+                assert row["first_ratio"] == pytest.approx(1, abs=1e-5)
+            asked = [row["engine_gap_max"] < 1e-5 for row in rows if "engine_gap_max" in row]
+            assert asked == [True] * (1 if how == "auto" else 3)
+            assert samples(tmp_path / stage / how)
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_the_engines_log_probabilities_save_a_pass(
+    stage: str, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are asked for in the first step and every tenth after it, and the run is the one that always asks."""
+    asked: list[int] = []
+    real = policy.in_parts
+    monkeypatch.setattr(policy, "in_parts", lambda *args: asked.append(1) or real(*args))
+    settings = {"steps": 12, "lr": 1e-3, "warmup": 0.0, "save_every": 12}
+    rows = small.run(stage, tmp_path / "auto", **settings)
+    assert len(asked) == 2
+    assert [i for i, row in enumerate(rows) if "engine_gap_max" in row] == [0, 10]
+    small.run(stage, tmp_path / "trainer", **settings, old_logp="trainer")
+    assert len(asked) == 2 + 12
+    small.run(stage, tmp_path / "engine", **settings, old_logp="engine")
+    assert len(asked) == 2 + 12
+    want = weights(tmp_path / "trainer", 12)
+    for how in ("auto", "engine"):
+        for name, x in weights(tmp_path / how, 12).items():
+            torch.testing.assert_close(x, want[name], atol=2e-5, rtol=0)
+
+
+def test_an_engine_that_differs_is_not_believed(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stale(monkeypatch, 0.15)
+    rows = small.run("grpo", tmp_path / "run", steps=3)
+    assert rows[0]["engine_gap_max"] > 1e-3
+    assert rows[1]["engine_gap_max"] < 1e-5  # asked again; it has taken the policy's weights after the first step
+    assert "engine_gap_max" not in rows[2]

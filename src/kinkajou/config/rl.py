@@ -28,6 +28,11 @@ class RolloutConfig:
     """Sample among the K likeliest tokens; 0: all. (dialect)"""
     top_p: float = 1.0
     """Sample among the likeliest tokens that hold this mass."""
+    min_p: float = 0.0
+    """Sample among tokens of at least this share of the likeliest one's probability."""
+    old_logp: Literal["auto", "engine", "trainer"] = "auto"
+    """Whose log-probabilities an update starts from. `auto`: the engine's, which saves a pass, as long as the trainer's
+    own are the same to 0.001 nats in every token; that is looked at in the first step and every tenth after it."""
     rollout_correction: Literal["none", "truncate", "mask", "sequence_mask"] = "truncate"
     """What is done where engine and trainer disagree by more than `correction_bound`: weigh each token by its
     importance ratio up to `correction_cap`, drop tokens outside [1 / cap, cap], or drop whole answers."""
@@ -41,6 +46,7 @@ class RolloutConfig:
         at_least(self, 0, "top_k", "correction_bound")
         at_least(self, 1e-3, "temperature")
         within(self, 1e-6, 1.0, "top_p")
+        within(self, 0.0, 1.0, "min_p")
 
 
 @dataclass(frozen=True, kw_only=True)

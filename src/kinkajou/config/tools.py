@@ -22,13 +22,21 @@ class ChatConfig:
     """Sample among the K likeliest tokens; 0: all."""
     top_p: float = 1.0
     """Sample among the likeliest tokens that hold this mass."""
+    min_p: float = 0.0
+    """Sample among tokens of at least this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1 what was said before becomes less likely."""
+    stop: tuple[str, ...] = ()
+    """Texts at which an answer ends, besides its end token."""
     seed: int = 0
     """Decides the samples."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_new_tokens")
         at_least(self, 0, "temperature", "top_k", "seed")
+        at_least(self, 1e-3, "repetition_penalty")
         within(self, 1e-6, 1.0, "top_p")
+        within(self, 0.0, 1.0, "min_p")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +114,8 @@ class SamplerConfig:
     """Sample among the K likeliest tokens; 0: all."""
     top_p: float = 1.0
     """Sample among the likeliest tokens that hold this mass."""
+    min_p: float = 0.0
+    """Sample among tokens of at least this share of the likeliest one's probability."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Compute type."""
     seed: int = 0
@@ -117,6 +127,7 @@ class SamplerConfig:
         at_least(self, 1e-3, "temperature")
         at_least(self, 0, "top_k", "seed")
         within(self, 1e-6, 1.0, "top_p")
+        within(self, 0.0, 1.0, "min_p")
 
 
 @dataclass(frozen=True, kw_only=True)

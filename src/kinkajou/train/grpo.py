@@ -20,7 +20,7 @@ from kinkajou.parallel.strategy import Strategy, make_strategy
 from kinkajou.train.estimates import grpo_advantages
 from kinkajou.train.inputs import RLInputs
 from kinkajou.train.parts import RLParts, check_divisible, load_parts
-from kinkajou.train.policy import correction, kl_term, policy_loss, sample_metrics, set_rate, summarised
+from kinkajou.train.policy import correction, kl_term, old_logps, policy_loss, sample_metrics, set_rate, summarised
 from kinkajou.train.rollouts import (
     Sampled,
     examine,
@@ -54,7 +54,7 @@ def train_grpo(cfg: GRPOConfig, inputs: RLInputs) -> Path:
             batch, found = score(cfg, parts, sampled, s)
         run.count_tokens("score", sampled.rollout.lengths)
         with run.phase("update"):
-            metrics |= found | improve(cfg, parts, joined(batch, s, cfg.algo.group_size), step, s)
+            metrics |= improve(cfg, parts, joined(batch, s, cfg.algo.group_size), step, s) | found
         run.count_tokens("update", sampled.rollout.lengths * cfg.algo.epochs)
         parts.engine.load(parts.weights(s))
         parts.state.follow(cfg, metrics.get("kl_ref", 0.0), samples)
@@ -70,9 +70,9 @@ def train_grpo(cfg: GRPOConfig, inputs: RLInputs) -> Path:
 
 def score(cfg: GRPOConfig, parts: RLParts, sampled: Sampled, s: Strategy) -> tuple[GRPOBatch, dict[str, float]]:
     """Log-probabilities and advantages of this rank's rollouts: all that an update reads."""
-    rollout, budget, sampling = sampled.rollout, cfg.optim.tokens_per_microbatch, parts.sampling
+    rollout, budget = sampled.rollout, cfg.optim.tokens_per_microbatch
     mask, coefficient = rollout.mask, parts.state.kl_coef
-    logp = in_parts(rollout, budget, lambda b: parts.language(b.tokens, b.mask, sampling).logp)
+    logp = old_logps(cfg, parts, rollout, s)
     ref_logp = in_parts(rollout, budget, parts.reference) if parts.reference else torch.zeros_like(logp)
     kl_reward = kl_term(cfg, logp, ref_logp) * mask if parts.reference else torch.zeros_like(logp)
     in_reward = coefficient if cfg.kl.kl_in == "reward" else 0.0
@@ -85,7 +85,6 @@ def score(cfg: GRPOConfig, parts: RLParts, sampled: Sampled, s: Strategy) -> tup
         **sample_metrics(
             sampled,
             scores - in_reward * kl_reward.sum(1),
-            logp,
             kl.k1(logp, ref_logp) if parts.reference else None,
             s,
         ),

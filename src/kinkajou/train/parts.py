@@ -117,7 +117,7 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
         reference=load_reference(cfg, state.reference, form, language, s) if needs_reference(cfg) else None,
         optimizer=optimizer,
         engine=local_engine(cfg, language, form),
-        sampling=Sampling(cfg.rollout.temperature, cfg.rollout.top_k, cfg.rollout.top_p),
+        sampling=drawn_from(cfg),
         judge=judge,
         gold=judge_of(cfg, (cfg.judge.gold,), form, s) if cfg.judge.gold else None,
         tasks=tasks,
@@ -127,6 +127,11 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
         state=state,
         writers=[write],
     )
+
+
+def drawn_from(cfg: RLConfig) -> Sampling:
+    """The distribution of the settings."""
+    return Sampling(cfg.rollout.temperature, cfg.rollout.top_k, cfg.rollout.top_p, cfg.rollout.min_p)
 
 
 def local_engine(cfg: RLConfig, language: LanguageModel, form: ChatFormat) -> LocalEngine:
@@ -155,7 +160,7 @@ def needs_reference(cfg: RLConfig) -> bool:
 
 def load_reference(cfg: RLConfig, source: str, form: ChatFormat, language: LanguageModel, s: Strategy) -> Reference:
     """The policy as it starts, or another model: with LoRA the weights below the adapters, else a frozen copy."""
-    sampling = Sampling(cfg.rollout.temperature, cfg.rollout.top_k, cfg.rollout.top_p)
+    sampling = drawn_from(cfg)
     if cfg.base.lora_rank and source == find_model(cfg.base.model):
 
         def below(batch: TokenBatch) -> Tensor:

@@ -8,13 +8,20 @@ from torch import Tensor
 
 from kinkajou.algos import kl, losses, tensors
 from kinkajou.algos.losses import Loss
-from kinkajou.batch import GRPOBatch
+from kinkajou.batch import GRPOBatch, Rollout
 from kinkajou.config import ClipConfig, RLConfig, SurrogateConfig
 from kinkajou.models.forward import TokenScores
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.train.optim import lr_at, set_lr
 from kinkajou.train.parts import RLParts
 from kinkajou.train.rollouts import Sampled, mean_over_samples
+from kinkajou.train.update import in_parts
+
+
+GATE = 1e-3
+"""Nats of the worst token up to which the engine's log-probabilities stand for the trainer's."""
+TRUSTED = 9
+"""Rollouts after one that was looked at."""
 
 
 def policy_loss(cfg: RLConfig, new: TokenScores, b: GRPOBatch, count: Tensor, *, kl_coef: float) -> Loss:
@@ -90,29 +97,45 @@ def surrogate_metrics(
     return {name: (x * b.mask).sum() / tokens for name, x in terms.items()}
 
 
+def old_logps(cfg: RLConfig, parts: RLParts, rollout: Rollout, s: Strategy) -> Tensor:
+    """Log-probabilities that the ratio starts from: the trainer's, or the engine's where that is the same.  (b, t)."""
+    how, state = cfg.rollout.old_logp, parts.state
+    if how == "engine" or (how == "auto" and state.trusted):
+        state.trusted = max(0, state.trusted - 1)
+        return rollout.sampler_logp
+    budget, sampling = cfg.optim.tokens_per_microbatch, parts.sampling
+    logp = in_parts(rollout, budget, lambda b: parts.language(b.tokens, b.mask, sampling).logp)
+    bound = cfg.rollout.correction_bound if cfg.rollout.rollout_correction != "none" else GATE
+    worst = max_over_ranks(((rollout.sampler_logp - logp).abs() * rollout.mask).max(), s)
+    state.trusted = TRUSTED if how == "auto" and worst <= min(bound, GATE) else 0
+    return logp
+
+
 def correction(
     cfg: RLConfig, sampler_logp: Tensor, logp: Tensor, mask: Tensor, s: Strategy
 ) -> tuple[Tensor, dict[str, float]]:
     """Importance weights of the tokens where engine and trainer disagree beyond the bound, else 1.
 
-    `engine_gap_max` is the worst token's distance in nats, `correction` the share of tokens whose weight is not 1.
+    `engine_gap` is the mean distance in nats, `engine_gap_max` that of the worst token, `correction` the share of
+    tokens whose weight is not 1.  Nothing is said where the log-probabilities are the engine's own.
     """
+    if logp is sampler_logp:
+        return torch.ones_like(logp), {}
+    gap = {"engine_gap": tensors.masked_mean((sampler_logp - logp).abs(), mask, all_sum=s.all_sum).item()}
     worst = max_over_ranks(((sampler_logp - logp).abs() * mask).max(), s)
     how = cfg.rollout.rollout_correction
     if how == "none" or worst <= cfg.rollout.correction_bound:
-        return torch.ones_like(logp), {"engine_gap_max": worst, "correction": 0.0}
+        return torch.ones_like(logp), {**gap, "engine_gap_max": worst, "correction": 0.0}
     weights = losses.importance_correction(logp, sampler_logp, mask, how, cap=cfg.rollout.correction_cap)
     moved = tensors.masked_mean((weights != 1).float(), mask, all_sum=s.all_sum).item()
-    return weights, {"engine_gap_max": worst, "correction": moved}
+    return weights, {**gap, "engine_gap_max": worst, "correction": moved}
 
 
 def max_over_ranks(x: Tensor, s: Strategy) -> float:
     return float(s.all_rows(x.reshape(1)).max())
 
 
-def sample_metrics(
-    sampled: Sampled, shaped: Tensor, logp: Tensor, kl_ref: Tensor | None, s: Strategy
-) -> dict[str, float]:
+def sample_metrics(sampled: Sampled, shaped: Tensor, kl_ref: Tensor | None, s: Strategy) -> dict[str, float]:
     """What every step of reinforcement learning says of its answers: means over the answers of all ranks."""
     rollout = sampled.rollout
     mask, lengths = rollout.mask, rollout.mask.sum(1).float()
@@ -129,7 +152,6 @@ def sample_metrics(
         "response_length": length,
         "ended": mean(rollout.ended.float()),
         "length_corr": together / spread**0.5 if spread > 0 else 0.0,
-        "engine_gap": tensors.masked_mean((rollout.sampler_logp - logp).abs(), mask, all_sum=s.all_sum).item(),
         **sampled.metrics,
     }
     if kl_ref is not None:
@@ -146,6 +168,8 @@ def summarised(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     means = {name: fmean(row[name] for row in history if name in row) for name in names}
     before = next((row for row in history if "ratio" in row), None)
     first = {"first_ratio": before["ratio"], "first_gap": before["ratio_gap"]} if before else {}
+    if before:  # weights have not moved yet: where the ratio starts from the engine, this is its distance
+        first["engine_gap"] = before["ratio_gap"]
     means.pop("ratio_gap", None)  # later it only says that the policy moves, which kl_old says better
     return means | first | {"updates": float(len(history))}
 

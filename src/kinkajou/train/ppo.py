@@ -21,7 +21,7 @@ from kinkajou.parallel.strategy import Strategy, make_strategy
 from kinkajou.train.estimates import ppo_estimates, value_targets
 from kinkajou.train.inputs import RLInputs
 from kinkajou.train.parts import Critic, RLParts, check_divisible, load_critic, load_parts, ptx_batches
-from kinkajou.train.policy import correction, kl_term, policy_loss, sample_metrics, set_rate, summarised
+from kinkajou.train.policy import correction, kl_term, old_logps, policy_loss, sample_metrics, set_rate, summarised
 from kinkajou.train.rollouts import Sampled, examine, joined, minibatches, sample_prompts, shaped
 from kinkajou.train.run import Run
 from kinkajou.train.sft import token_loss
@@ -50,7 +50,7 @@ def train_ppo(cfg: PPOConfig, inputs: RLInputs) -> Path:
             batch, found = score(cfg, parts, critic, sampled, s)
         run.count_tokens("score", sampled.rollout.lengths)
         with run.phase("update"):
-            metrics |= found | improve(cfg, parts, critic, ptx, joined(batch, s), step, s)
+            metrics |= improve(cfg, parts, critic, ptx, joined(batch, s), step, s) | found
         run.count_tokens("update", sampled.rollout.lengths * cfg.algo.epochs)
         parts.engine.load(parts.weights(s))
         parts.state.follow(cfg, metrics["kl_ref"], cfg.rollout.prompts_per_step)
@@ -68,10 +68,10 @@ def score(
     cfg: PPOConfig, parts: RLParts, critic: Critic | None, sampled: Sampled, s: Strategy
 ) -> tuple[PPOBatch, dict[str, float]]:
     """Log-probabilities, values, rewards and advantages of this rank's rollouts: all that an update reads."""
-    rollout, budget, sampling = sampled.rollout.widen(1), cfg.optim.tokens_per_microbatch, parts.sampling
+    rollout, budget = sampled.rollout.widen(1), cfg.optim.tokens_per_microbatch
     mask, coefficient = rollout.mask, parts.state.kl_coef
     asked = TokenBatch(rollout.tokens, value_targets(cfg, mask))
-    logp = in_parts(rollout, budget, lambda b: parts.language(b.tokens, b.mask, sampling).logp)
+    logp = old_logps(cfg, parts, rollout, s)
     assert parts.reference  # PPO always has one
     ref_logp = in_parts(rollout, budget, parts.reference)
     values = in_parts(asked, budget, values_of(parts, critic, s))
@@ -87,7 +87,7 @@ def score(
     whole = scores - in_reward * (kl_reward * mask).sum(1)
     reward = made.returns.sum(1) if cfg.algo.advantage == "bandit" else whole
     return batch, {
-        **sample_metrics(sampled, reward, logp[:, :-1], kl.k1(logp, ref_logp)[:, :-1], s),
+        **sample_metrics(sampled, reward, kl.k1(logp, ref_logp)[:, :-1], s),
         "kl_coef": coefficient,
         "explained_variance": variance.item(),
         **gap,

@@ -50,7 +50,7 @@ class Sampler:
         own = cfg.sampler
         rollout = self.engine.generate(
             [self.form.prompt(prompt.messages) for _, prompt, _ in wanted],
-            Sampling(own.temperature, own.top_k, own.top_p),
+            Sampling(own.temperature, own.top_k, own.top_p, own.min_p),
             max_new_tokens=own.max_new_tokens,
             seeds=[derive_seed(own.seed, "sample", i, k) for i, _, k in wanted],
         )

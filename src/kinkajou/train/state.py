@@ -20,6 +20,8 @@ class RLState:
     """Where the reference was loaded from."""
     batches: int = 0
     """Batches of prompts taken so far; dynamic sampling takes more than one a step."""
+    trusted: int = 0
+    """Further rollouts whose log-probabilities are taken from the engine without asking the trainer."""
 
     @staticmethod
     def at_start(cfg: RLConfig, source: str, say: Callable[[str], None]) -> "RLState":

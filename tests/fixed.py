@@ -160,7 +160,7 @@ def grpo(small: Small, **changes: Any) -> Case:
     plain = Sampling()
 
     def loss(model: nn.Module, b: GRPOBatch, count: Tensor) -> Loss:
-        return policy_loss(cfg, model(b.tokens, b.mask, plain), b, count, kl_coef=cfg.kl.kl_coef)
+        return policy_loss(cfg, model(b.tokens, b.mask, plain, entropy=True), b, count, kl_coef=cfg.kl.kl_coef)
 
     return Case("language", policy_batch(small, plain), loss)
 

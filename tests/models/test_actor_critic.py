@@ -37,7 +37,7 @@ def test_values_and_log_probabilities_are_transformers(family: str) -> None:
     reference, model = made(family)
     tokens, real = ragged([9, 5, 12], width=13)
     mask, asked = masks(real)
-    out = model(tokens, mask, asked, Sampling(0.7))
+    out = model(tokens, mask, asked, Sampling(0.7), entropy=True)
     head = model.head.weight.detach()[0]
     for i in range(3):
         with torch.no_grad():
@@ -48,7 +48,7 @@ def test_values_and_log_probabilities_are_transformers(family: str) -> None:
             assert float(out.logp[i, j].detach()) == pytest.approx(said, abs=2e-5)
             value = float(hidden[j] @ head) if asked[i, j] else 0.0
             assert float(out.values[i, j].detach()) == pytest.approx(value, abs=1e-4)
-    alone = model.language(tokens, mask, Sampling(0.7))
+    alone = model.language(tokens, mask, Sampling(0.7), entropy=True)
     torch.testing.assert_close(out.logp, alone.logp, atol=1e-5, rtol=0)
     torch.testing.assert_close(out.entropy, alone.entropy, atol=1e-5, rtol=0)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from kinkajou.batch import Sampling
-from kinkajou.models import forward
+from kinkajou.models import linear_logp
 from kinkajou.models.forward import LanguageModel, ScalarModel
 from tiny import FAMILIES, PAD, VOCAB, naive_distribution, ours, peer, ragged, tiny_config
 
@@ -134,13 +134,13 @@ def test_a_chunked_head_gives_the_same(chunk: int, monkeypatch: pytest.MonkeyPat
     tokens, real = ragged(LENGTHS, width=9)
     mask = counting(real)
     sampling = Sampling(temperature=0.7, top_k=20)
-    want = plain(tokens, mask, sampling)
+    want = plain(tokens, mask, sampling, entropy=True)
     want.logp.sum().backward()
     widths: list[int] = []
     plain_logits = model.logits
     monkeypatch.setattr(model, "logits", lambda hidden: widths.append(len(hidden)) or plain_logits(hidden))
-    monkeypatch.setattr(forward, "LOGITS_BUDGET", chunk * VOCAB)
-    got = model(tokens, mask, sampling)
+    monkeypatch.setattr(linear_logp, "TILE", chunk * VOCAB)
+    got = model(tokens, mask, sampling, entropy=True)
     got.logp.sum().backward()
     assert max(widths) <= chunk
     # Log-probabilities of up to 10 nats in float32: a matrix product of one row may round otherwise than of many.
@@ -159,7 +159,7 @@ def test_logp_and_entropy_are_of_the_sampled_distribution(sampling: Sampling) ->
     # Put the likeliest token of each place there, so that it is inside every cut.
     tokens = torch.where(real, torch.cat([tokens[:, :1], logits[:, :-1].argmax(-1)], 1), tokens)
     logits = reference(input_ids=tokens, attention_mask=real.long()).logits.double()
-    got = model(tokens, mask, sampling)
+    got = model(tokens, mask, sampling, entropy=True)
     inside = 0
     for row, column in mask.nonzero().tolist():
         chances = torch.tensor(

@@ -14,19 +14,21 @@ from torch.utils.checkpoint import checkpoint
 from kinkajou.algos import tensors
 from kinkajou.batch import PLAIN, Sampling, lengths_of
 from kinkajou.models.attention import Layout, Packed
+from kinkajou.models.linear_logp import Head, linear_logp, tile_rows
 from kinkajou.models.precision import Bfloat16
 
 Dtype = Literal["fp32", "bf16"]
-LOGITS_BUDGET = 2**27
-"""Logits (k x v elements) above which the head runs in chunks that are recomputed in the backward pass."""
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Per counting target: log-probability and entropy of the distribution, (b, t) float32, 0 elsewhere."""
+    """Of each counting target: log-probability and, if asked for, the distribution's entropy; 0 elsewhere.
+
+    (b, t) float32 each.
+    """
 
     logp: Tensor
-    entropy: Tensor
+    entropy: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,10 @@ class PackedModel(nn.Module):
             self._half = Bfloat16(self.module, keep=self.kept)
         return self._half.bind()
 
+    def source(self, weight: Tensor) -> Tensor:
+        """The float32 parameter that a bound weight is a copy of; any other weight as it is."""
+        return weight if self._half is None else self._half.source(weight)
+
     @property
     def kept(self) -> list[Tensor]:
         """Parameters that stay float32."""
@@ -118,15 +124,28 @@ class PackedModel(nn.Module):
 class LanguageModel(PackedModel):
     """Scores the tokens of a batch under the model."""
 
-    def forward(self, tokens: Tensor, mask: Tensor, sampling: Sampling = PLAIN) -> TokenScores:
-        """(b, t+1), (b, t) bool -> log-probability and entropy of every counting target."""
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        sampling: Sampling = PLAIN,
+        *,
+        entropy: bool = False,
+        slope: Tensor | None = None,
+    ) -> TokenScores:
+        """(b, t+1), (b, t) bool -> log-probability and, if asked for, entropy of every counting target.
+
+        `slope`, one number or (b, t): what the loss's derivative by each log-probability is a multiple of; where it
+        is known before, the head's gradient is made along with the log-probabilities.
+        """
         rows = pack(tokens[:, :-1], read_lengths(mask))
         counting = mask[rows.inside]
+        if slope is not None:
+            slope = slope.expand(mask.shape)[mask]
         with self.computing():
             hidden = self.hidden(rows.ids, rows.positions, rows.layout)[counting]
-            logp, entropy = self.score(hidden, tokens[:, 1:][mask], sampling)
-        unpacked = mask.new_zeros(mask.shape, dtype=torch.float32)
-        return TokenScores(unpacked.masked_scatter(mask, logp), unpacked.masked_scatter(mask, entropy))
+            logp, found = self.score(hidden, tokens[:, 1:][mask], sampling, entropy=entropy, slope=slope)
+        return TokenScores(unpacked(logp, mask), None if found is None else unpacked(found, mask))
 
     @torch.no_grad()
     def alignment(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -135,43 +154,62 @@ class LanguageModel(PackedModel):
         with self.computing():
             hidden = self.hidden(rows.ids, rows.positions, rows.layout)[mask[rows.inside]]
             found = []
-            for h, y in zip(torch.split(hidden, self.chunk), torch.split(tokens[:, 1:][mask], self.chunk), strict=True):
+            for h, y in self.tiles(hidden, tokens[:, 1:][mask]):
                 logp = self.logits(h).float().log_softmax(-1)
                 found.append(logp.gather(-1, y[:, None]).squeeze(-1) - (2 * logp).logsumexp(-1))
-        return mask.new_zeros(mask.shape, dtype=torch.float32).masked_scatter(mask, torch.cat(found))
+        return unpacked(torch.cat(found), mask)
 
-    @property
-    def chunk(self) -> int:
-        """Positions whose logits fit the budget."""
-        return max(1, LOGITS_BUDGET // int(self.inner.config.get_text_config().vocab_size))
+    def tiles(self, hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Positions whose logits fit a tile, in turn; one tile at least."""
+        rows = tile_rows(int(self.inner.config.get_text_config().vocab_size))
+        return list(zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(k, c) -> (k, v)."""
         return cast(Tensor, self.inner.get_output_embeddings()(hidden))
 
-    def score(self, hidden: Tensor, targets: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-        """(k, c), (k,) -> log-probability and entropy, (k,) float32 each."""
+    def score(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        sampling: Sampling,
+        *,
+        entropy: bool = False,
+        slope: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(k, c), (k,) -> log-probability and, if asked for, entropy, (k,) float32 each."""
+        layer = self.inner.get_output_embeddings()
+        cut = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+        if type(layer) is nn.Linear and not cut:
+            bias = None if layer.bias is None else self.source(layer.bias)
+            head = Head(self.source(layer.weight), bias, layer.weight, layer.bias)
+            return linear_logp(hidden, head, targets, temperature=sampling.temperature, entropy=entropy, slope=slope)
 
-        def part(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        def part(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
             logits = tensors.sampling_logits(
                 self.logits(hidden),
                 temperature=sampling.temperature,
                 top_k=sampling.top_k,
                 top_p=sampling.top_p,
+                min_p=sampling.min_p,
                 keep=targets,
             )
             with torch.no_grad():
-                entropy = tensors.entropy(logits)
-            return tensors.token_logps(logits, targets), entropy
+                found = tensors.entropy(logits) if entropy else None
+            return tensors.token_logps(logits, targets), found
 
-        chunk = self.chunk
-        if len(hidden) <= chunk:
+        tiles = self.tiles(hidden, targets)
+        if len(tiles) == 1:
             return part(hidden, targets)
-        pieces = [
-            checkpoint(part, h, y, use_reentrant=False)
-            for h, y in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
-        ]
-        return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
+        # The parameters that are bound now belong to the backward pass too.
+        pieces = [checkpoint(part, h, y, use_reentrant=False, context_fn=self.computing_again) for h, y in tiles]
+        logps, entropies = zip(*pieces, strict=True)
+        return torch.cat(logps), torch.cat(entropies) if entropy else None
+
+
+def unpacked(x: Tensor, mask: Tensor) -> Tensor:
+    """(k,) in the places of the mask, 0 elsewhere.  (b, t) float32."""
+    return mask.new_zeros(mask.shape, dtype=torch.float32).masked_scatter(mask, x)
 
 
 @dataclass(frozen=True)
@@ -187,20 +225,32 @@ class ActorCritic(nn.Module):
         self.language, self.head = language, head
 
     def forward(
-        self, tokens: Tensor, mask: Tensor, value_mask: Tensor | None = None, sampling: Sampling = PLAIN
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        value_mask: Tensor | None = None,
+        sampling: Sampling = PLAIN,
+        *,
+        entropy: bool = False,
+        slope: Tensor | None = None,
     ) -> SharedScores:
-        """(b, t+1), (b, t), (b, t) -> log-probabilities at `mask`, values before the targets of `value_mask`."""
+        """(b, t+1), (b, t), (b, t) -> log-probabilities at `mask`, values before the targets of `value_mask`.
+
+        `entropy` and `slope` as a `LanguageModel` takes them.
+        """
         model, asked = self.language, mask if value_mask is None else value_mask
         rows = pack(tokens[:, :-1], read_lengths(mask | asked))
+        if slope is not None:
+            slope = slope.expand(mask.shape)[mask]
         with model.computing():
             hidden = model.hidden(rows.ids, rows.positions, rows.layout)
-            logp, entropy = model.score(hidden[mask[rows.inside]], tokens[:, 1:][mask], sampling)
+            read, targets = hidden[mask[rows.inside]], tokens[:, 1:][mask]
+            logp, found = model.score(read, targets, sampling, entropy=entropy, slope=slope)
             values = self.head(hidden[asked[rows.inside]].float()).squeeze(-1)
         if value_mask is None:  # nobody asked for values, but DDP waits for a gradient of every weight
             logp = logp + 0 * values
-        empty = mask.new_zeros(mask.shape, dtype=torch.float32)
-        scored = (empty.masked_scatter(where, x) for where, x in ((mask, logp), (mask, entropy), (asked, values)))
-        return SharedScores(*scored)
+        entropies = None if found is None else unpacked(found, mask)
+        return SharedScores(unpacked(logp, mask), entropies, unpacked(values, asked))
 
 
 class ScalarModel(PackedModel):

@@ -4,7 +4,7 @@ The float32 parameters stay the truth: optimiser, gradients, saving and averages
 again where a parameter has changed, so once a step, however many passes and decoding steps read them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any
@@ -38,8 +38,19 @@ class Copy(torch.autograd.Function):
         return grads[0].float(), None
 
 
+def rounding(lookup: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        return lookup(*args, **kwargs).to(torch.bfloat16)
+
+    return forward
+
+
 class Bfloat16:
-    """A module's float32 parameters and their bfloat16 copies; `keep` are parameters that stay as they are."""
+    """A module's float32 parameters and their bfloat16 copies; `keep` are parameters that stay as they are.
+
+    Embeddings are looked up in float32 and rounded then: the same numbers, and the gradients of a token that
+    comes often are summed in float32.
+    """
 
     def __init__(self, module: nn.Module, keep: Iterable[Tensor] = ()) -> None:
         count_steps()
@@ -48,7 +59,10 @@ class Bfloat16:
         numbers: dict[int, int] = {}  # a tied parameter is cast once
         self.params: list[Tensor] = []
         self.places: list[tuple[dict[str, Any], str, int]] = []
+        self.embeddings = [owner for owner in module.modules() if isinstance(owner, nn.Embedding)]
         for owner in module.modules():
+            if isinstance(owner, nn.Embedding):
+                continue
             for name, param in owner._parameters.items():
                 if param is None or param.dtype != torch.float32 or id(param) in kept:
                     continue
@@ -74,6 +88,10 @@ class Bfloat16:
         pairs = zip(self.params, self.copies, strict=True)
         return self.holding([Copy.apply(p, c) if p.requires_grad else c for p, c in pairs])  # type: ignore[no-untyped-call]
 
+    def source(self, tensor: Tensor) -> Tensor:
+        """The parameter that a bound tensor stands for; any other tensor as it is."""
+        return next((p for p, x in zip(self.params, self.bound[-1], strict=True) if x is tensor), tensor)
+
     @torch.no_grad()
     def refresh(self) -> None:
         """Casts what has changed: by version, or by place where the module has moved.  In place, for CUDA graphs."""
@@ -91,11 +109,16 @@ class Bfloat16:
     @contextmanager
     def holding(self, tensors: list[Tensor]) -> Iterator[None]:
         """Those tensors in the parameters' places."""
+        outermost = len(self.bound) == 1
         self._put(tensors)
         self.bound.append(tensors)
+        for embedding in self.embeddings if outermost else ():
+            embedding.forward = rounding(embedding.forward)  # type: ignore[method-assign]
         try:
             yield
         finally:
+            for embedding in self.embeddings if outermost else ():
+                del embedding.forward
             self.bound.pop()
             self._put(self.bound[-1])
 

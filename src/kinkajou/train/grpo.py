@@ -98,7 +98,8 @@ def improve(cfg: GRPOConfig, parts: RLParts, batch: GRPOBatch, step: int, s: Str
     """Epochs over shuffled minibatches of all ranks' rollouts; means of what `update` reports."""
 
     def loss(model: nn.Module, b: GRPOBatch, count: Tensor) -> Loss:
-        return policy_loss(cfg, model(b.tokens, b.mask, parts.sampling), b, count, kl_coef=parts.state.kl_coef)
+        new = model(b.tokens, b.mask, parts.sampling, entropy=True)
+        return policy_loss(cfg, new, b, count, kl_coef=parts.state.kl_coef)
 
     history: list[dict[str, float]] = []
     for rows in minibatches(cfg, len(batch), step):

@@ -17,7 +17,6 @@ from kinkajou.train.parts import RLParts
 from kinkajou.train.rollouts import Sampled, mean_over_samples
 from kinkajou.train.update import in_parts
 
-
 GATE = 1e-3
 """Nats of the worst token up to which the engine's log-probabilities stand for the trainer's."""
 TRUSTED = 9
@@ -87,6 +86,7 @@ def surrogate_metrics(
     mean distance of their logarithms (1 and 0 before the first step); `entropy` in nats a token."""
     cut = losses.clipped_away(ratio, b.advantages, **bounds(sur)) if kind_of(sur) == "clip" else torch.zeros_like(ratio)
     log_ratio = (new.logp - b.old_logp) * b.mask
+    assert new.entropy is not None
     terms = {
         "clip_frac": cut,
         "kl_old": kl.k3(b.old_logp, new.logp),

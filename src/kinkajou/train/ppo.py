@@ -141,14 +141,14 @@ def losses_of(cfg: PPOConfig, parts: RLParts) -> tuple[LossFn, LossFn, LossFn]:
     coefficient, clip = parts.state.kl_coef, cfg.algo.value_clip
 
     def actor_loss(model: nn.Module, b: GRPOBatch, count: Tensor) -> Loss:
-        return policy_loss(cfg, model(b.tokens, b.mask, parts.sampling), b, count, kl_coef=coefficient)
+        return policy_loss(cfg, model(b.tokens, b.mask, parts.sampling, entropy=True), b, count, kl_coef=coefficient)
 
     def value_loss(model: nn.Module, b: ValueBatch, count: Tensor) -> Loss:
         values = model(b.tokens, b.mask, at="targets")
         return losses.clipped_value_loss(values, b.old_values, b.returns, b.mask, count, clip=clip)
 
     def shared_loss(model: nn.Module, b: PPOBatch, count: Tensor) -> Loss:
-        new = model(b.tokens, b.mask, b.value_mask, parts.sampling)
+        new = model(b.tokens, b.mask, b.value_mask, parts.sampling, entropy=True)
         actor = policy_loss(cfg, new, b, count[:2], kl_coef=coefficient)
         value = losses.clipped_value_loss(new.values, b.old_values, b.returns, b.value_mask, count[2], clip=clip)
         metrics = actor.metrics | value.metrics | {"value_loss": value.value}

@@ -22,7 +22,7 @@ from kinkajou.train.run import Run
 
 
 def token_loss(model: nn.Module, batch: TokenBatch, count: Tensor) -> Loss:
-    return cross_entropy(model(batch.tokens, batch.mask).logp, batch.mask, count)
+    return cross_entropy(model(batch.tokens, batch.mask, slope=-1 / count).logp, batch.mask, count)
 
 
 def collate(rows: Sequence[Encoded], form: ChatFormat) -> TokenBatch:

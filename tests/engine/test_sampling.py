@@ -80,7 +80,7 @@ def test_a_cut_token_is_never_drawn(uniform: float) -> None:
 
 def test_the_ends_of_the_interval_are_the_first_and_the_last_token() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, 0.0, -torch.inf]] * 4)
-    points = torch.tensor([0.0, 1 / 3 - 1e-9, 1 / 3 + 1e-9, LAST], dtype=torch.float64)
+    points = torch.tensor([0.0, 1 / 3 - 1e-7, 1 / 3 + 1e-7, LAST], dtype=torch.float64)
     assert draw(logits, points)[0].tolist() == [1, 1, 2, 3]
 
 

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kinkajou.algos import tensors
 from kinkajou.batch import Sampling
+
+BLOCK = 64
+"""Tokens whose probabilities are summed at once before one of them is looked for."""
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -30,14 +34,29 @@ def draw(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Inverse transform sampling: the first token whose cumulated probability exceeds `uniform`, and its logp.
 
     (b, v) float32 with -inf for cut tokens, (b,) in [0, 1) -> (b,) int64, (b,) float32.  A cut token has no mass of
-    its own and so is never the first to exceed.  Summed in float64: in float32 the tail of a large vocabulary
-    vanishes.  The same sum normalises the log-probability.
+    its own and so is never the first to exceed.  The block of tokens is found first, then the token in it: summing
+    a whole vocabulary one by one would take longer than its softmax.  Summed in float64: in float32 the tail of a
+    large vocabulary vanishes.
     """
-    top = logits.amax(-1, keepdim=True)
-    mass = (logits - top).exp().cumsum(-1, dtype=torch.float64)
-    total = mass[:, -1:]
-    tokens = torch.searchsorted(mass, uniform.to(mass)[:, None] * total, right=True).clamp(max=logits.shape[-1] - 1)
-    return tokens.squeeze(-1), (logits.gather(-1, tokens) - top - total.log().float()).squeeze(-1)
+    probs = logits.softmax(-1)
+    blocks = pad(probs, (0, -probs.shape[-1] % BLOCK)).view(len(probs), -1, BLOCK)
+    block, rest = first_beyond(blocks.sum(-1).cumsum(-1, dtype=torch.float64), uniform.double()[:, None])
+    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, BLOCK)).squeeze(1).cumsum(-1, dtype=torch.float64)
+    token, _ = first_beyond(inside, rest, scaled=False)
+    tokens = block * BLOCK + token
+    return tokens.squeeze(-1), probs.gather(-1, tokens).squeeze(-1).log()
+
+
+def first_beyond(sums: Tensor, point: Tensor, *, scaled: bool = True) -> tuple[Tensor, Tensor]:
+    """Index of the first sum above the point, and what of the point is left there.  (b, m), (b, 1) -> (b, 1) twice.
+
+    `scaled`: the point is a share of the last sum.  It is held below that one, which rounding might reach.
+    """
+    last = sums[:, -1:]
+    point = torch.minimum(point * last if scaled else point, torch.nextafter(last, torch.zeros_like(last)))
+    index = torch.searchsorted(sums, point, right=True)
+    before = torch.where(index > 0, sums.gather(-1, (index - 1).clamp(min=0)), 0.0)
+    return index, point - before
 
 
 def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:

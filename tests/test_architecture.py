@@ -24,7 +24,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "config/": (set(), {"config", "errors"}),
     "batch.py": (TORCH, set()),
     "algos/": (TORCH, {"algos"}),
-    "models/": (TORCH | HF | {"peft"}, {"models", "batch", "algos", "errors"}),
+    "models/": (TORCH | HF | {"peft", "safetensors"}, {"models", "batch", "algos", "errors"}),
     "data/": (set(), {"data", "errors"}),
     "data/preflight.py": (set(), {"data", "errors", "findings"}),
     "data/chat.py": (HF | {"jinja2"}, {"data", "errors", "batch"}),

@@ -8,11 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from kinkajou.errors import UserError
+
+TRAINED = "default"
+"""PEFT's name of the adapter that a model is given first."""
 
 
 def add_lora(model: nn.Module, *, rank: int, alpha: float | None, scalar: bool) -> nn.Module:
@@ -53,6 +57,35 @@ def base_weights(model: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def second_adapter(model: nn.Module, name: str) -> Iterator[None]:
+    """Inside, that adapter is at work instead of the trained one."""
+    assert isinstance(model, PeftModel)
+    model.set_adapter(name)
+    try:
+        yield
+    finally:
+        model.set_adapter(TRAINED)
+
+
+def add_second_adapter(model: nn.Module, folder: str, name: str) -> Tensor:
+    """Lays a saved reward model's adapter beside the trained one, frozen; returns its head's weight, (1, c)."""
+    assert isinstance(model, PeftModel)
+    with renames_ignored():
+        form = PeftConfig.from_pretrained(folder)
+        form.modules_to_save, form.task_type, form.inference_mode = None, "CAUSAL_LM", True
+        model.add_adapter(name, form)
+        weights = load_file(Path(folder) / "adapter_model.safetensors")
+        (head,) = (weights.pop(key) for key in list(weights) if key.endswith("score.weight"))
+        report: Any = set_peft_model_state_dict(model, weights, adapter_name=name)
+    if report.unexpected_keys:
+        raise UserError(
+            f"the adapter {folder} does not fit the policy's model", evidence=", ".join(report.unexpected_keys[:3])
+        )
+    model.set_adapter(TRAINED)
+    return head
+
+
 def adapter_base(folder: str) -> str | None:
     """The base model that an adapter folder names, None if the folder holds no adapter."""
     path = Path(folder) / "adapter_config.json"
@@ -73,7 +106,7 @@ def apply_adapter(model: nn.Module, folder: str) -> nn.Module:
 
 def save_adapted(model: nn.Module, folder: str) -> None:
     """A plain model, or adapters alone: an embedding grown by a pad token is not stored, its row is not trained."""
-    own = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    own = {"save_embedding_layers": False, "selected_adapters": [TRAINED]} if isinstance(model, PeftModel) else {}
     cast(Any, model).save_pretrained(folder, **own)
 
 

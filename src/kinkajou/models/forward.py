@@ -91,6 +91,10 @@ class PackedModel(nn.Module):
             self._half = Bfloat16(self.module, keep=self.kept)
         return self._half.bind()
 
+    def grown(self) -> None:
+        """Parameters have been added: what is bound is counted anew."""
+        self._half = None
+
     def source(self, weight: Tensor) -> Tensor:
         """The float32 parameter that a bound weight is a copy of; any other weight as it is."""
         return weight if self._half is None else self._half.source(weight)
@@ -257,8 +261,12 @@ class ScalarModel(PackedModel):
     """A trunk with one linear unit: a reward model read at the end, a critic read at every target."""
 
     @property
+    def score_head(self) -> nn.Module:
+        return cast(nn.Module, self.inner.score)
+
+    @property
     def kept(self) -> list[Tensor]:
-        return list(self.inner.score.parameters())
+        return list(self.score_head.parameters())
 
     def forward(self, tokens: Tensor, mask: Tensor, *, at: Literal["end", "targets"]) -> Tensor:
         """(b, t+1), (b, t) bool -> (b,) scores of the last real token, or (b, t) values before each target.
@@ -275,6 +283,6 @@ class ScalarModel(PackedModel):
             where = rows.positions[0] + 1 == lengths.repeat_interleave(lengths)
         with self.computing():
             hidden = self.hidden(rows.ids, rows.positions, rows.layout)[where]
-            out = cast(Tensor, self.inner.score(hidden.float())).squeeze(-1)
+            out = cast(Tensor, self.score_head(hidden.float())).squeeze(-1)
         holes = mask if at == "targets" else lengths > 0
         return out.new_zeros(holes.shape).masked_scatter(holes, out)

@@ -1,14 +1,15 @@
 """From the specs of a recipe to one judge."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from kinkajou.data.tokenizer import check_vocabulary
 from kinkajou.errors import UserError
-from kinkajou.models.forward import Dtype
+from kinkajou.models.forward import Dtype, ScalarModel
 from kinkajou.models.load import LoadOptions, find_model, load_scalar_model
 from kinkajou.rewards.function import Function
 from kinkajou.rewards.judges import Ensemble, Judge, ModelJudge, RuleJudge, Term, TextJudge, WeightedSum
@@ -16,7 +17,7 @@ from kinkajou.rewards.remote import Service
 from kinkajou.rewards.rules import parse_rule
 from kinkajou.rewards.specs import Spec, check_specs, parse_specs, reward_model_folder
 
-__all__ = ["check_specs", "load_judge", "reward_model_folder"]
+__all__ = ["check_specs", "load_judge", "parse_specs", "reward_model_folder"]
 
 
 def load_judge(
@@ -29,13 +30,19 @@ def load_judge(
     ensemble_penalty: float,
     timeout_s: float,
     retries: int,
+    ready: Mapping[str, ScalarModel] = MappingProxyType({}),
 ) -> Judge:
-    """The weighted sum of what the specs name, ready to be asked; `tokenizer` is the policy's."""
+    """The weighted sum of what the specs name, ready to be asked; `tokenizer` is the policy's.
+
+    `ready` are reward models that are loaded already, by the folder that a spec names.
+    """
     terms = parse_specs(specs)
     if not terms:
         raise UserError("there is no reward", fix="--reward rule:ended, or a reward model's folder")
 
     def reward_model(folder: str) -> Judge:
+        if folder in ready:
+            return ModelJudge(ready[folder], tokens_per_microbatch=tokens_per_microbatch)
         return load_reward_model(folder, tokenizer, dtype, device, tokens_per_microbatch)
 
     def judge(term: Spec) -> Judge:

@@ -1,8 +1,9 @@
 """What reinforcement learning works with: models, optimisers, an engine, judges and prompts, loaded and checked."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -18,12 +19,13 @@ from kinkajou.data.sources import Prompt
 from kinkajou.engine.engine import Engine, LocalEngine
 from kinkajou.errors import UserError
 from kinkajou.models.adapters import base_weights
-from kinkajou.models.forward import ActorCritic, LanguageModel, TokenScores
+from kinkajou.models.backbone import BackboneScorer, shares_backbone
+from kinkajou.models.forward import ActorCritic, LanguageModel, ScalarModel, TokenScores
 from kinkajou.models.heads import scalar_head
 from kinkajou.models.load import LoadOptions, find_model, load_language_model, load_scalar_model, save_model
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.rewards.judges import Judge
-from kinkajou.rewards.load import load_judge, reward_model_folder
+from kinkajou.rewards.load import load_judge, parse_specs, reward_model_folder
 from kinkajou.train import preflight, setup
 from kinkajou.train.averages import MovingAverage
 from kinkajou.train.inputs import RLInputs
@@ -93,12 +95,13 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
     setup.check_context(language, longest + cfg.rollout.max_new_tokens)
     shared = isinstance(cfg, PPOConfig) and cfg.algo.backbone == "shared"
     actor = ActorCritic(language, scalar_head(language.width, seed=cfg.run.seed)) if shared else language
+    ready = scorers_on_backbone(cfg, language, source, say) if shared else {}
     policy = s.wrap(actor)
     optimizer = adamw(actor, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
     average = MovingAverage(language, cfg.algo.ema_decay) if cfg.algo.ema_decay else None
     state = RLState.at_start(cfg, source, say)
 
-    judge = judge_of(cfg, cfg.judge.reward, form, s)
+    judge = judge_of(cfg, cfg.judge.reward, form, s, ready)
     preflight.before_run(cfg, form, inputs, preflight.uncounted(task.tokens for task in tasks), say=say, judge=judge)
 
     def write(folder: Path) -> None:
@@ -140,7 +143,26 @@ def local_engine(cfg: RLConfig, language: LanguageModel, form: ChatFormat) -> Lo
     return LocalEngine(language, end_ids=form.end_ids, pad_id=form.pad_id, max_rows=rows)
 
 
-def judge_of(cfg: RLConfig, specs: Sequence[str], form: ChatFormat, s: Strategy) -> Judge:
+def scorers_on_backbone(
+    cfg: RLConfig, language: LanguageModel, source: str, say: Callable[[str], None]
+) -> dict[str, ScalarModel]:
+    """With LoRA, reward models that are adapters on the policy's own base need no weights beside it."""
+    found: dict[str, ScalarModel] = {}
+    for spec in parse_specs(cfg.judge.reward) if cfg.base.lora_rank else ():
+        for folder in spec.body.split(",") if spec.kind in ("model", "ensemble") else ():
+            if shares_backbone(find_model(folder), source):
+                found[folder] = BackboneScorer(language, find_model(folder), number=len(found))
+                say(f"the reward model {folder} is an adapter on the policy's backbone")
+    return found
+
+
+def judge_of(
+    cfg: RLConfig,
+    specs: Sequence[str],
+    form: ChatFormat,
+    s: Strategy,
+    ready: Mapping[str, ScalarModel] = MappingProxyType({}),
+) -> Judge:
     return load_judge(
         specs,
         tokenizer=form.tokenizer,
@@ -150,6 +172,7 @@ def judge_of(cfg: RLConfig, specs: Sequence[str], form: ChatFormat, s: Strategy)
         ensemble_penalty=cfg.judge.ensemble_penalty,
         timeout_s=cfg.judge.reward_timeout_s,
         retries=cfg.judge.reward_retries,
+        ready=ready,
     )
 
 

@@ -165,7 +165,7 @@ class LanguageModel(PackedModel):
 
     def tiles(self, hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Positions whose logits fit a tile, in turn; one tile at least."""
-        rows = tile_rows(int(self.inner.config.get_text_config().vocab_size))
+        rows = tile_rows(int(self.inner.config.get_text_config().vocab_size), hidden.device)
         return list(zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True))
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KEPT = 2**27
+KEPT = {"cpu": 2**27, "cuda": 2**30}
 """Logits (k x v) that may be kept from the forward to the backward pass, which makes more of them a second time."""
-TILE = 2**25
-"""Logits (r x v) of a tile."""
-ROWS = 1024
-"""Most rows of a tile: with a small vocabulary it should fit a processor's cache."""
+TILE = {"cpu": 2**22, "cuda": 2**28}
+"""Logits (r x v) of a tile.  On a CPU it stays in the cache (measured: docs/log.md); a GPU has the memory for longer
+products and fewer passes over the weight's gradient."""
+ROWS = 128
+"""Least rows of a tile, however long the vocabulary: products of fewer are slow."""
 BLOCK = 8192
 """Rows of the weight's gradient that are made at once where it is not made in float32."""
 
@@ -33,8 +34,8 @@ class Head:
     used_bias: Tensor | None
 
 
-def tile_rows(vocabulary: int) -> int:
-    return max(1, min(ROWS, TILE // vocabulary))
+def tile_rows(vocabulary: int, device: torch.device) -> int:
+    return max(ROWS, TILE.get(device.type, TILE["cpu"]) // vocabulary)
 
 
 def linear_logp(
@@ -75,7 +76,8 @@ class LinearLogp(torch.autograd.Function):
             logp, found = tiles.scores(entropy=entropy, sums=ctx.sums, slope=slope)
             ctx.tiles = None
         else:
-            fits = any(ctx.needs_input_grad) and len(hidden) * len(weight) <= KEPT
+            budget = KEPT.get(hidden.device.type, KEPT["cpu"])
+            fits = any(ctx.needs_input_grad) and len(hidden) * len(weight) <= budget
             kept = tiles.empty(len(hidden), hidden.dtype) if fits else None
             logp, found = tiles.scores(entropy=entropy, kept=kept)
             ctx.save_for_backward(hidden, weight, tiles.weight, kept)  # so that torch sees what has changed meanwhile
@@ -116,7 +118,7 @@ class Tiles:
         self.weight = head.used_weight.detach()
         self.bias = None if head.used_bias is None else head.used_bias.detach()
         self.temperature = temperature or 1.0  # greedy decoding leaves logits as they are
-        self.rows = max(1, min(len(hidden), tile_rows(len(self.weight))))
+        self.rows = max(1, min(len(hidden), tile_rows(len(self.weight), hidden.device)))
 
     def __iter__(self) -> Iterator[slice]:
         return (slice(a, min(a + self.rows, len(self.hidden))) for a in range(0, len(self.hidden), self.rows))

@@ -28,9 +28,7 @@ class Talker:
         model = load_language_model(source, tokenizer)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.context = getattr(model.inner.config, "max_position_embeddings", None)
-        self.engine = LocalEngine(
-            model, end_ids=self.form.end_ids, pad_id=self.form.pad_id, decode=self.form.answer
-        )
+        self.engine = LocalEngine(model, end_ids=self.form.end_ids, pad_id=self.form.pad_id, decode=self.form.answer)
         self.turns = 0
 
     def answer(self, messages: Sequence[Message]) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""`python -m benchmarks compare`: ours and the peers on the same work, side by side."""

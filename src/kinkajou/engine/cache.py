@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kinkajou.engine import native
 from kinkajou.models.attention import Layout, Packed, Shape, attend_to
 
 
@@ -41,8 +42,8 @@ class Cache(Protocol):
 class Slots:
     """Left-aligned rows: per layer (rows, g, capacity, d), made at the first write since only then shapes are known.
 
-    On a CPU they hold float32 whatever the weights' type: its bfloat16 products of one query are four times slower
-    than float32 ones (docs/log.md), and a bfloat16 number is a float32 number.
+    On a CPU without our kernel they hold float32 whatever the weights' type: torch's bfloat16 products of one query
+    are four times slower than float32 ones (docs/log.md), and a bfloat16 number is a float32 number.
     """
 
     rows: int
@@ -53,7 +54,8 @@ class Slots:
     def layer(self, index: int, like: Tensor) -> tuple[Tensor, Tensor]:
         if index not in self.keys:
             shape = (self.rows, like.shape[1], self.capacity, like.shape[3])
-            dtype = torch.float32 if like.device.type == "cpu" else like.dtype
+            plain = like.device.type == "cpu" and not native.available(like.dtype)
+            dtype = torch.float32 if plain else like.dtype
             # Zeros and not empty: a slot is read beyond its length, and what is masked there must be a number.
             self.keys[index], self.values[index] = (like.new_zeros(shape, dtype=dtype) for _ in range(2))
         return self.keys[index], self.values[index]
@@ -104,6 +106,9 @@ class Decode:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
         keys, values = self.slots.layer(shape.layer, value)
+        if query.device.type == "cpu" and keys.dtype == query.dtype and native.available(query.dtype):
+            new = (query, key, value.to(keys.dtype), keys, values)
+            return native.attend(*new, self.positions, scale=shape.scale, window=shape.window, slopes=shape.slopes)
         n = len(self.positions)
         rows = torch.arange(n, device=key.device)
         keys[rows, :, self.positions] = key[:, :, 0].to(keys.dtype)

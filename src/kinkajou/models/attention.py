@@ -83,9 +83,11 @@ class Packed:
     def one_by_one(self, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
         # A loop over sequences beats one block-diagonal mask on a CPU; `split` and not slices, because the
         # backward pass of each slice would fill a tensor of the whole pack (both measured: docs/log.md).
+        # In float32: bfloat16's backward pass takes twice as long for sequences of a few hundred tokens.
+        wide = torch.promote_types(query.dtype, torch.float32)
         lengths = [b - a for a, b in pairwise(self.bounds)]
-        parts = zip(*(torch.split(x, lengths, dim=2) for x in (query, key, value)), strict=True)
-        return torch.cat([causal(q, k, v, shape) for q, k, v in parts], dim=2)
+        parts = zip(*(torch.split(x.to(wide), lengths, dim=2) for x in (query, key, value)), strict=True)
+        return torch.cat([causal(q, k, v, shape) for q, k, v in parts], dim=2).to(query.dtype)
 
 
 @cache

@@ -54,7 +54,7 @@ class Slots:
     def layer(self, index: int, like: Tensor) -> tuple[Tensor, Tensor]:
         if index not in self.keys:
             shape = (self.rows, like.shape[1], self.capacity, like.shape[3])
-            plain = like.device.type == "cpu" and not native.available(like.dtype)
+            plain = like.device.type == "cpu" and native.kernel(like.dtype) is None
             dtype = torch.float32 if plain else like.dtype
             # Zeros and not empty: a slot is read beyond its length, and what is masked there must be a number.
             self.keys[index], self.values[index] = (like.new_zeros(shape, dtype=dtype) for _ in range(2))
@@ -64,7 +64,9 @@ class Slots:
         return Prefill(packed, self, slots)
 
     def decode(self, positions: Tensor, longest: int | None = None) -> Layout:
-        return Decode(self, positions, longest or self.capacity)
+        kept = next(iter(self.keys.values()), None)
+        ours = None if kept is None or kept.device.type != "cpu" else native.kernel(kept.dtype)
+        return Decode(self, positions, longest or self.capacity, ours)
 
     def copy(self, source: int, target: int, length: int) -> None:
         for store in (self.keys, self.values):
@@ -101,14 +103,16 @@ class Decode:
     slots: Slots
     positions: Tensor  # (n,)
     end: int
+    function: native.Attend | None = None
+    """Our kernel, where there is one for this type."""
     biases: dict[tuple[int | None, bool], Tensor] = field(default_factory=dict)
     """What is added to scores, by window and alibi: the same for all layers of a step."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
         keys, values = self.slots.layer(shape.layer, value)
-        if query.device.type == "cpu" and keys.dtype == query.dtype and native.available(query.dtype):
-            new = (query, key, value.to(keys.dtype), keys, values)
-            return native.attend(*new, self.positions, scale=shape.scale, window=shape.window, slopes=shape.slopes)
+        if self.function is not None and keys.dtype == query.dtype:
+            new = (query, key.to(keys.dtype), value, keys, values)
+            return self.function(*new, self.positions, scale=shape.scale, window=shape.window, slopes=shape.slopes)
         n = len(self.positions)
         rows = torch.arange(n, device=key.device)
         keys[rows, :, self.positions] = key[:, :, 0].to(keys.dtype)

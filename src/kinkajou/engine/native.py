@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,10 +25,6 @@ SWITCH = "KINKAJOU_NATIVE"
 """Environment variable: `off` never builds nor loads anything."""
 NAMES = {torch.float32: "attend_float32", torch.bfloat16: "attend_bfloat16"}
 POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
-
-
-def available(dtype: torch.dtype) -> bool:
-    return dtype in NAMES and library()[0] is not None
 
 
 def missing() -> str | None:
@@ -81,54 +78,65 @@ def processor() -> str:
     return f"{platform.machine()} {platform.processor()}"
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    positions: Tensor,
-    *,
-    scale: float,
-    window: int | None,
-    slopes: Tensor | None,
-) -> Tensor:
-    """Writes (n, g, 1, d) key and value into the first n of (rows, g, capacity, d), and attends.  -> (n, h, 1, d)."""
+class Attend(Protocol):
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        positions: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        slopes: Tensor | None,
+    ) -> Tensor:
+        """Writes (n, g, 1, d) key and value into the first n of (rows, g, capacity, d), attends.  -> (n, h, 1, d)."""
+        ...
+
+
+def kernel(dtype: torch.dtype) -> Attend | None:
+    """The kernel of that type, None where there is none."""
     found, _ = library()
-    assert found is not None
-    return call(found, query, key, value, keys, values, positions, scale=scale, window=window, slopes=slopes)
+    return kernel_of(found, dtype) if found is not None and dtype in NAMES else None
 
 
-def call(
-    found: ctypes.CDLL,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    positions: Tensor,
-    *,
-    scale: float,
-    window: int | None,
-    slopes: Tensor | None,
-) -> Tensor:
-    n, heads, _, d = query.shape
-    _, g, capacity, _ = keys.shape
-    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
-    slopes = None if slopes is None else slopes.float().contiguous()
-    out = query.new_empty(n, heads, 1, d)
-    function: Callable[..., int] = getattr(found, NAMES[query.dtype])
-    tensors = (query, key, value, keys, values, positions)
-    failed = function(
-        *(x.data_ptr() for x in tensors),
-        None if slopes is None else slopes.data_ptr(),
-        out.data_ptr(),
-        *(n, g, heads // g, d, capacity, window or 0, scale),
-        *(stride for x in (query, key, value) for stride in x.stride()[:2]),
-    )
-    if failed:
-        raise MemoryError("decode attention found no memory for its scores")
-    return out
+def kernel_of(found: ctypes.CDLL, dtype: torch.dtype) -> Attend:
+    function: Callable[..., int] = getattr(found, NAMES[dtype])
+
+    def attend(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        positions: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        slopes: Tensor | None,
+    ) -> Tensor:
+        n, heads, _, d = query.shape
+        _, g, capacity, _ = keys.shape
+        query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+        slopes = None if slopes is None else slopes.float().contiguous()
+        out = query.new_empty(n, heads, 1, d)
+        failed = function(
+            *(query.data_ptr(), key.data_ptr(), value.data_ptr(), keys.data_ptr(), values.data_ptr()),
+            positions.data_ptr(),
+            None if slopes is None else slopes.data_ptr(),
+            out.data_ptr(),
+            *(n, g, heads // g, d, capacity, window or 0, scale),
+            *query.stride()[:2],
+            *key.stride()[:2],
+            *value.stride()[:2],
+        )
+        if failed:
+            raise MemoryError("decode attention found no memory for its scores")
+        return out
+
+    return attend
 
 
 def is_right(found: ctypes.CDLL) -> bool:
@@ -142,7 +150,8 @@ def is_right(found: ctypes.CDLL) -> bool:
     hidden = (distance > 0) | (distance <= -3)
     for dtype, close in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
         q, k, v, kept_k, kept_v = (x.to(dtype).clone() for x in (query, key, value, keys, values))
-        got = call(found, q, k, v, kept_k, kept_v, positions, scale=0.3, window=3, slopes=slopes)
+        attend = kernel_of(found, dtype)
+        got = attend(q, k, v, kept_k, kept_v, positions, scale=0.3, window=3, slopes=slopes)
         scores = q.float() @ kept_k.float().repeat_interleave(2, 1).transpose(2, 3) * 0.3
         scores = (scores + slopes[None, :, None, None] * distance).masked_fill(hidden, -torch.inf)
         want = scores.softmax(-1) @ kept_v.float().repeat_interleave(2, 1)

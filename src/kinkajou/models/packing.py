@@ -15,6 +15,11 @@ BUDGET = 2**31
 """Bytes that the second layout of the weights may take; a larger model decodes from its weights as they lie."""
 
 
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers of one block that read the same input: one product serves them all."""
+Forward = Callable[[Tensor], Tensor]
+
+
 class Repacked:
     """A second layout of a module's linear weights as they are now, for steps of about `rows` tokens."""
 
@@ -23,7 +28,13 @@ class Repacked:
         weights = [cast(Tensor, layer.weight) for layer in layers]
         fits = sum(weight.numel() * weight.element_size() for weight in weights) <= BUDGET
         can = fits and all(weight.device.type == "cpu" for weight in weights) and available({w.dtype for w in weights})
-        self.layers = [(layer, repacked(layer, rows)) for layer in layers] if can else []
+        self.layers: list[tuple[nn.Module, Forward]] = []
+        if not can:
+            return
+        for group in siblings(module):
+            self.layers += zip(group, together(group, rows), strict=True)
+        done = {id(layer) for layer, _ in self.layers}
+        self.layers += [(layer, together([layer], rows)[0]) for layer in layers if id(layer) not in done]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -48,14 +59,40 @@ def available(dtypes: set[Any]) -> bool:
     )
 
 
-def repacked(layer: nn.Module, rows: int) -> Callable[[Tensor], Tensor]:
-    """The layer's forward pass from a copy of its weight."""
-    weight, bias = layer.weight.detach(), layer.bias  # type: ignore[operator]
-    laid = torch.ops.mkldnn._reorder_linear_weight((weight.t() if type(layer) is Conv1D else weight).contiguous(), rows)
+def siblings(module: nn.Module) -> list[list[nn.Module]]:
+    """Linear layers of a block that are alike but for their number of outputs."""
+    found = []
+    for parent in module.modules():
+        children = dict(parent.named_children())
+        for names in SIBLINGS:
+            group = [children[name] for name in names if type(children.get(name)) is nn.Linear]
+            if len(group) == len(names) and len({layer.bias is None for layer in group}) == 1:
+                found.append(group)
+    return found
+
+
+def together(layers: list[nn.Module], rows: int) -> list[Forward]:
+    """The layers' forward passes from a copy of their weights: the first computes for all that get the same input."""
+    weights = [cast(Tensor, layer.weight).detach() for layer in layers]
+    weight = torch.cat([w.t() if type(layer) is Conv1D else w for layer, w in zip(layers, weights, strict=True)])
+    biases = [cast(Tensor | None, layer.bias) for layer in layers]
+    bias = None if biases[0] is None else torch.cat([b for b in biases if b is not None]).detach()
+    laid = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
     product = torch.ops.mkldnn._linear_pointwise.default
+    if len(layers) == 1:
+        return [lambda x: cast(Tensor, product(x, laid, bias, "none", [], ""))]
+    sizes = [w.shape[0] for w in weights]
+    kept: list[tuple[Tensor, tuple[Tensor, ...]]] = []
 
-    def forward(x: Tensor) -> Tensor:
-        out: Tensor = product(x, laid, bias, "none", [], "")
-        return out
+    def forward_of(i: int) -> Forward:
+        def forward(x: Tensor) -> Tensor:
+            if not kept or kept[0][0] is not x:
+                kept[:] = [(x, product(x, laid, bias, "none", [], "").split(sizes, -1))]
+            out = kept[0][1][i]
+            if i + 1 == len(layers):
+                kept.clear()
+            return out
 
-    return forward
+        return forward
+
+    return [forward_of(i) for i in range(len(layers))]

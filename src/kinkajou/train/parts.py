@@ -16,6 +16,7 @@ from kinkajou.config import PPOConfig, RLConfig
 from kinkajou.data.chat import ChatFormat
 from kinkajou.data.loader import Shuffle, share
 from kinkajou.data.sources import Prompt
+from kinkajou.engine import native
 from kinkajou.engine.engine import Engine, LocalEngine
 from kinkajou.errors import UserError
 from kinkajou.models.adapters import base_weights
@@ -101,6 +102,8 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
     average = MovingAverage(language, cfg.algo.ema_decay) if cfg.algo.ema_decay else None
     state = RLState.at_start(cfg, source, say)
 
+    if s.device.type == "cpu" and (reason := native.missing()):
+        say(f"note: decoding by torch's own products, which is slower: {reason}")
     judge = judge_of(cfg, cfg.judge.reward, form, s, ready)
     preflight.before_run(cfg, form, inputs, preflight.uncounted(task.tokens for task in tasks), say=say, judge=judge)
 

@@ -94,7 +94,7 @@ class Session:
         running += admitted
         self._first = {prompt: row for prompt, row in self._first.items() if self.scheduler.wanted[prompt] > 0}
         with record_function("kinkajou/sample"):
-            tokens, logps = self._draw(logits, admitted, 0)
+            tokens, logps = self._draw(logits, admitted, self._dice(admitted, 1)[0])
         return self._taken(admitted, tokens[None], logps[None])
 
     def _prefill(self, prompts: list[tuple[int, ...]], slots: list[int]) -> Tensor:
@@ -112,16 +112,17 @@ class Session:
         steps = self._burst(running)
         tokens = torch.tensor([sample.tokens[-1] for sample in running], device=self.device)
         positions = torch.tensor([sample.length for sample in running], device=self.device)
+        dice = self._dice(running, steps)
         found = []
         for i in range(steps):
             if self.graphs is not None and self._alike(running):
-                drawn = self.graphs.run(tokens, positions + i, self._dice(running, i), running[0].sampling)
+                drawn = self.graphs.run(tokens, positions + i, dice[i], running[0].sampling)
             else:
                 with record_function("kinkajou/decode"):
                     layout = self.cache.decode(positions + i, max(sample.length for sample in running) + 1 + i)
                     logits = self._logits(tokens, positions + i, layout)
                 with record_function("kinkajou/sample"):
-                    drawn = self._draw(logits, running, i)
+                    drawn = self._draw(logits, running, dice[i])
             tokens = drawn[0]
             found.append(drawn)
         return self._taken(running, torch.stack([x for x, _ in found]), torch.stack([y for _, y in found]))
@@ -147,12 +148,14 @@ class Session:
         )
         return self.model.logits(out.last_hidden_state[:, 0])
 
-    def _dice(self, samples: list[Sample], ahead: int) -> Tensor:
-        return torch.tensor([sample.dice[len(sample.tokens) + ahead] for sample in samples], device=self.device)
+    def _dice(self, samples: list[Sample], steps: int) -> Tensor:
+        """The samples' next uniform numbers, handed to the device at once.  -> (steps, n) float64."""
+        said = [len(sample.tokens) for sample in samples]
+        rows = [[sample.dice[n + i] for sample, n in zip(samples, said, strict=True)] for i in range(steps)]
+        return torch.tensor(rows, dtype=torch.float64, device=self.device)
 
-    def _draw(self, logits: Tensor, samples: list[Sample], ahead: int) -> tuple[Tensor, Tensor]:
+    def _draw(self, logits: Tensor, samples: list[Sample], uniform: Tensor) -> tuple[Tensor, Tensor]:
         """The next token of each sample from its own distribution, by its own number.  (n, v) -> (n,), (n,)."""
-        uniform = self._dice(samples, ahead)
         if self._alike(samples):
             return pick(logits, samples[0].sampling, uniform)
         tokens = torch.empty(len(samples), dtype=torch.long, device=self.device)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from kinkajou.engine import native
 from kinkajou.models.attention import Layout, Packed, Shape, attend_to
@@ -57,7 +58,8 @@ class Slots:
             plain = like.device.type == "cpu" and native.kernel(like.dtype) is None
             dtype = torch.float32 if plain else like.dtype
             # Zeros and not empty: a slot is read beyond its length, and what is masked there must be a number.
-            self.keys[index], self.values[index] = (like.new_zeros(shape, dtype=dtype) for _ in range(2))
+            with record_function("kinkajou/cache"):
+                self.keys[index], self.values[index] = (like.new_zeros(shape, dtype=dtype) for _ in range(2))
         return self.keys[index], self.values[index]
 
     def prefill(self, packed: Packed, slots: list[int]) -> Layout:

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from kinkajou.models.attention import Layout, Packed, Shape, varlen
 
@@ -45,7 +46,8 @@ class Pages:
         """`like` is (n, g, d)."""
         if index not in self.keys:
             shape = (len(self.users), PAGE, *like.shape[1:])
-            self.keys[index], self.values[index] = like.new_zeros(shape), like.new_zeros(shape)
+            with record_function("kinkajou/cache"):
+                self.keys[index], self.values[index] = like.new_zeros(shape), like.new_zeros(shape)
         return self.keys[index], self.values[index]
 
     def take(self, slot: int) -> None:

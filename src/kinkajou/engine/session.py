@@ -116,7 +116,8 @@ class Session:
         found = []
         for i in range(steps):
             if self.graphs is not None and self._alike(running):
-                drawn = self.graphs.run(tokens, positions + i, dice[i], running[0].sampling)
+                with record_function("kinkajou/decode"):
+                    drawn = self.graphs.run(tokens, positions + i, dice[i], running[0].sampling)
             else:
                 with record_function("kinkajou/decode"):
                     layout = self.cache.decode(positions + i, max(sample.length for sample in running) + 1 + i)

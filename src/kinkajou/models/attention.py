@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
+from torch.profiler import record_function
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -183,7 +184,8 @@ def attention_forward(
             )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     shape = Shape(layer=int(module.layer_idx), scale=scale, window=sliding_window)  # type: ignore[arg-type]
-    return layout.attend(query, key, value, shape).transpose(1, 2), None
+    with record_function("kinkajou/attention"):
+        return layout.attend(query, key, value, shape).transpose(1, 2), None
 
 
 def no_mask(*args: Any, **kwargs: Any) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.bloom.modeling_bloom import BloomAttention, BloomModel
 
@@ -39,7 +40,8 @@ def block_attention(
         scale=self.inv_norm_factor,
         slopes=alibi_slopes(self.num_heads).to(hidden_states.device),
     )
-    mixed = alibi.attend(query, key, value, shape).transpose(1, 2).flatten(2)
+    with record_function("kinkajou/attention"):
+        mixed = alibi.attend(query, key, value, shape).transpose(1, 2).flatten(2)
     return self.dense(mixed) + residual, None
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from kinkajou.algos import tensors
@@ -121,7 +122,8 @@ class PackedModel(nn.Module):
 
     def hidden(self, ids: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         """Last hidden states after the final norm.  (1, n), (1, n) -> (n, c)."""
-        out = self.inner.base_model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
+        with record_function("kinkajou/trunk"):
+            out = self.inner.base_model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
         return cast(Tensor, out.last_hidden_state).squeeze(0)
 
 
@@ -148,7 +150,8 @@ class LanguageModel(PackedModel):
             slope = slope.expand(mask.shape)[mask]
         with self.computing():
             hidden = self.hidden(rows.ids, rows.positions, rows.layout)[counting]
-            logp, found = self.score(hidden, tokens[:, 1:][mask], sampling, entropy=entropy, slope=slope)
+            with record_function("kinkajou/head"):
+                logp, found = self.score(hidden, tokens[:, 1:][mask], sampling, entropy=entropy, slope=slope)
         return TokenScores(unpacked(logp, mask), None if found is None else unpacked(found, mask))
 
     @torch.no_grad()
@@ -249,8 +252,9 @@ class ActorCritic(nn.Module):
         with model.computing():
             hidden = model.hidden(rows.ids, rows.positions, rows.layout)
             read, targets = hidden[mask[rows.inside]], tokens[:, 1:][mask]
-            logp, found = model.score(read, targets, sampling, entropy=entropy, slope=slope)
-            values = self.head(hidden[asked[rows.inside]].float()).squeeze(-1)
+            with record_function("kinkajou/head"):
+                logp, found = model.score(read, targets, sampling, entropy=entropy, slope=slope)
+                values = self.head(hidden[asked[rows.inside]].float()).squeeze(-1)
         if value_mask is None:  # nobody asked for values, but DDP waits for a gradient of every weight
             logp = logp + 0 * values
         entropies = None if found is None else unpacked(found, mask)
@@ -283,6 +287,7 @@ class ScalarModel(PackedModel):
             where = rows.positions[0] + 1 == lengths.repeat_interleave(lengths)
         with self.computing():
             hidden = self.hidden(rows.ids, rows.positions, rows.layout)[where]
-            out = cast(Tensor, self.score_head(hidden.float())).squeeze(-1)
+            with record_function("kinkajou/head"):
+                out = cast(Tensor, self.score_head(hidden.float())).squeeze(-1)
         holes = mask if at == "targets" else lengths > 0
         return out.new_zeros(holes.shape).masked_scatter(holes, out)

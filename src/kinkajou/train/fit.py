@@ -37,7 +37,8 @@ def fit(
     for step in run.steps():
         lr = lr_at(step - 1, run.total, peak=optim.lr, warmup=optim.warmup, schedule=optim.schedule)
         set_lr(optimizer, lr)
-        batch = collate(share(order.batch(step - 1), rank=s.rank, world=s.world))
+        with run.phase("data"):
+            batch = collate(share(order.batch(step - 1), rank=s.rank, world=s.world))
         with run.phase("train"):
             if prepare:
                 batch = prepare(step - 1, batch)

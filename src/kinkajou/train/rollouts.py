@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from kinkajou.algos.groups import overlong_penalty, zero_spread
 from kinkajou.algos.kl import bounded, k1
@@ -89,7 +90,8 @@ def judged(
     """
     verdict, fault = None, None
     try:
-        verdict = judge(answers, rollout)
+        with record_function("kinkajou/judge"):
+            verdict = judge(answers, rollout)
     except UserError as found:  # told below, once every rank knows
         fault = found
     failed = run.strategy.all_sum(torch.tensor(float(fault is not None), device=rollout.tokens.device))

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from kinkajou import config
 from kinkajou.errors import UserError
@@ -23,6 +24,7 @@ from kinkajou.parallel.strategy import Strategy
 from kinkajou.train.console import Console, environment
 from kinkajou.train.diagnosis import Diagnosis, StepFinding, step_finding, stops
 from kinkajou.train.nonfinite import NotFinite
+from kinkajou.train.watch import WATCHER
 
 Writer = Callable[[Path], None]
 WRITTEN = ("config.toml", "metrics.jsonl", "samples.jsonl", "findings.jsonl", "best.json", "report.html")
@@ -43,7 +45,8 @@ class Run:
     def __init__(
         self, stage: str, cfg: config.StageConfig, strategy: Strategy, *, total: int, shown: Sequence[str]
     ) -> None:
-        self.settings, self.strategy, self.total = cfg.run, strategy, total
+        self.watcher = WATCHER.get()
+        self.settings, self.strategy, self.total = cfg.run, strategy, self.watcher.total(total)
         self.folder, self.step = Path(cfg.run.output), 0
         self.writes = strategy.rank == 0
         self.writer: Writer | None = None
@@ -60,14 +63,16 @@ class Run:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             tables = {stage: config.flat(cfg), "environment": environment(strategy.world)}
             (self.folder / "config.toml").write_text(config.to_toml(tables), encoding="utf-8")
-        self.console = Console(stage, total, shown, every=cfg.run.log_every, active=self.writes)
+        self.console = Console(stage, self.total, shown, every=cfg.run.log_every, active=self.writes)
 
     def steps(self) -> Iterator[int]:
         """Step numbers from 1; the bar moves with them."""
         with self.console:
             for step in range(1, self.total + 1):
                 self.step = step
+                self.watcher.step(step)
                 yield step
+            self.watcher.step(self.total + 1)
 
     def due(self, every: int) -> bool:
         """Whether something that happens every N steps (0: never) happens now."""
@@ -78,7 +83,8 @@ class Run:
         """Times a part of the step.  One that ends in a number that is not finite leaves the finding."""
         start = time.monotonic()
         try:
-            yield
+            with self.watcher.phase(name), record_function(f"kinkajou/{name}"):
+                yield
         except NotFinite as fault:
             cause = f"a loss or gradient is not finite, first in {fault.place}"
             seen = {"seen": fault.evidence}
@@ -91,6 +97,7 @@ class Run:
         """Real tokens that this rank put through a phase; its tokens/s are those of all ranks."""
         total = int(self.strategy.all_sum(tokens.sum()))
         self._phase_tokens[phase] = self._phase_tokens.get(phase, 0) + total
+        self.watcher.tokens(phase, total)
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """One line of `metrics.jsonl`: the step, seconds since the start, tokens/s of each phase, the metrics.

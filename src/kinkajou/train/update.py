@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from kinkajou.algos.losses import Loss
 from kinkajou.batch import TokenBatch, split_by_tokens
@@ -48,17 +49,21 @@ def update(
     totals: dict[str, Tensor] = {}
     for i, (objective, count, rows) in enumerate(parts):
         strategy.sync(model, i == len(parts) - 1)
-        loss = objective.loss_fn(model, objective.batch.select(rows), count)
-        strategy.backward(objective.weight * loss.value)
+        with record_function("kinkajou/forward"):
+            loss = objective.loss_fn(model, objective.batch.select(rows), count)
+        with record_function("kinkajou/backward"):
+            strategy.backward(objective.weight * loss.value)
         for name, x in {objective.name: loss.value, **loss.metrics}.items():
             totals[name] = totals.get(name, torch.zeros((), device=x.device)) + x.detach()
-    norm = strategy.clip_grads(model, max_norm)
+    with record_function("kinkajou/clip"):
+        norm = strategy.clip_grads(model, max_norm)
     if not torch.isfinite(norm):
         from kinkajou.train.nonfinite import not_finite  # it looks at objectives, so it comes after this module
 
         raise not_finite(strategy, model, parts, norm)
-    optimizer.step()
-    optimizer.zero_grad()
+    with record_function("kinkajou/optimizer"):
+        optimizer.step()
+        optimizer.zero_grad()
     summed = strategy.all_sum(torch.stack([totals[name].float() for name in totals]))
     return dict(zip(totals, summed.tolist(), strict=True)) | {"grad_norm": norm.item()}
 

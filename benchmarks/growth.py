@@ -22,7 +22,7 @@ from benchmarks.growth_points import Measured, Point, as_row, measure_all
 from benchmarks.speed.line import versions
 from benchmarks.speed.record import commit, machine, priority
 
-REPETITIONS, BUDGET_S = 3, 6.0
+REPETITIONS, BUDGET_S = 3, 5.0
 """A point's repetitions, fewer where they take longer than so many seconds together."""
 
 

@@ -139,7 +139,7 @@ def test_an_easy_rule_is_learnt(name: str, small: Small, tmp_path: Path) -> None
     changes = {"lr": 1e-2, "prompts_per_step": 8, "minibatch_size": 16, "steps": 25, "sample_every": 25}
     rows = small.run("grpo", tmp_path / "run", algorithm=name, reward=WORDS, overlong_share=0.0, **changes)
     assert rows[0]["score"] < 0.6
-    assert rows[-1]["score"] > 0.9
+    assert fmean(row["score"] for row in rows[-5:]) > 0.85
     if name == "grpo":
         assert rows[-1]["zero_spread"] > rows[0]["zero_spread"]
     for row in samples(tmp_path / "run"):

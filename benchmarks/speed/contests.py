@@ -94,7 +94,8 @@ def training(kind: str, model: str, dtype: str, *, rows: int) -> Contest:
 
 
 KINDS = {"fixed": "fixed lengths", "varying": "varying lengths", "long": "varying lengths"}
-"""`varying`: the end comes with probability 1/48, as in the reference figures of `generate`; `long`: 1/130, as in vLLM's."""
+"""`varying`: the end comes with probability 1/48, as in the reference figures of `generate`; `long`: 1/130, as in those
+of vLLM."""
 CONTESTS: dict[str, Contest] = {f"generate-{k}-{d}": generation(d, k) for k in KINDS for d in ("fp32", "bf16")}
 ROWS: dict[str, Row] = {}
 

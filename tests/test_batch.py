@@ -213,3 +213,15 @@ def test_the_value_of_padding_does_not_matter() -> None:
     real = torch.tensor([[j < len(row) for j in range(5)] for row in ROWS])
     assert torch.equal(one.tokens[real], other.tokens[real])
     assert set(other.tokens[~real].tolist()) == {77}
+
+
+def test_what_goes_to_a_gpu_is_pinned_and_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, object]] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: calls.append(("pin", None)) or x)
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, device, **how: calls.append((device, how)) or x)
+    batch = random_batch(1)
+    batch.to("cuda")
+    assert calls == [("pin", None)] * 2 + [("cuda", {"non_blocking": True})] * 2
+    calls.clear()
+    batch.to("cpu")
+    assert calls == [("cpu", {})] * 2

@@ -43,6 +43,9 @@ class TokenBatch:
         return self.map(lambda x: x[rows])
 
     def to(self, device: torch.device | str) -> Self:
+        """On a GPU from pinned memory, so that nobody waits for the copy."""
+        if torch.device(device).type == "cuda":
+            return self.map(lambda x: x if x.is_cuda else x.pin_memory()).map(lambda x: x.to(device, non_blocking=True))
         return self.map(lambda x: x.to(device))
 
     def widen(self, columns: int) -> Self:
@@ -60,12 +63,17 @@ class TokenBatch:
     @property
     def costs(self) -> list[int]:
         """Tokens that each row puts through the model: what a micro-batch is filled by."""
-        return [int(n) for n in self.lengths]
+        return whole(self.lengths)
 
     @property
     def count(self) -> Tensor:
         """What a mean over this batch divides by: its counting targets."""
         return self.mask.sum().float()
+
+
+def whole(x: Tensor) -> list[int]:
+    """(n,) -> n numbers, by one copy: on a GPU each number by itself would be waited for."""
+    return [int(n) for n in x.tolist()]
 
 
 def lengths_of(mask: Tensor) -> Tensor:
@@ -80,7 +88,7 @@ class PairBatch(TokenBatch):
 
     @property
     def costs(self) -> list[int]:
-        return [int(n) for n in self.lengths.sum(1)]
+        return whole(self.lengths.sum(1))
 
     @property
     def count(self) -> Tensor:
@@ -166,7 +174,7 @@ class PPOBatch(GRPOBatch):
 
     @property
     def costs(self) -> list[int]:
-        return [int(n) for n in lengths_of(self.mask | self.value_mask)]
+        return whole(lengths_of(self.mask | self.value_mask))
 
     @property
     def count(self) -> Tensor:

@@ -1,9 +1,12 @@
 """The loop of training on records: what SFT, the reward model and every offline method have in common."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -34,11 +37,16 @@ def fit(
     `prepare(step, batch)`, steps from 0, adds what needs the whole batch before any of it is trained on.
     """
     s, run.writer = run.strategy, write
+
+    def batch_of(step: int) -> TokenBatch:
+        return collate(share(order.batch(step - 1), rank=s.rank, world=s.world))
+
+    batches = made_ahead(batch_of, range(1, run.total + 1), s.device)
     for step in run.steps():
         lr = lr_at(step - 1, run.total, peak=optim.lr, warmup=optim.warmup, schedule=optim.schedule)
         set_lr(optimizer, lr)
         with run.phase("data"):
-            batch = collate(share(order.batch(step - 1), rank=s.rank, world=s.world))
+            batch = next(batches)
         with run.phase("train"):
             if prepare:
                 batch = prepare(step - 1, batch)
@@ -58,3 +66,22 @@ def fit(
         if run.due(run.settings.save_every):
             run.save(write)
     return run.finish(write)
+
+
+def made_ahead(make: Callable[[int], TokenBatch], steps: Iterable[int], device: torch.device) -> Iterator[TokenBatch]:
+    """The steps' batches in order; on a GPU the next one is made while it works on this one.
+
+    On a CPU there is nothing to overlap with: a thread would take the cores that train.
+    """
+    if device.type == "cpu":
+        yield from map(make, steps)
+        return
+    place = partial(torch.cuda.set_device, device) if device.index is not None else None
+    with ThreadPoolExecutor(1, initializer=place) as thread:
+        coming: Future[TokenBatch] | None = None
+        for step in steps:
+            now, coming = coming, thread.submit(make, step)
+            if now:
+                yield now.result()
+        if coming:
+            yield coming.result()

@@ -31,6 +31,10 @@ class Player(Protocol):
     def end(self) -> None: ...
 
 
+def command(side: Side, folder: Path) -> list[str]:
+    return [peers.python(side.peer), "-m", f"benchmarks.speed.sides.{side.script}", str(folder), json.dumps(side.job)]
+
+
 class Child:
     """A side in a process of its own, ready to work."""
 
@@ -38,13 +42,7 @@ class Child:
         self.log = log
         with log.open("w") as errors:
             self.process = subprocess.Popen(
-                [
-                    peers.python(side.peer),
-                    "-m",
-                    f"benchmarks.speed.sides.{side.script}",
-                    str(folder),
-                    json.dumps(side.job),
-                ],
+                command(side, folder),
                 env=peers.environment(side.peer) | {"OMP_NUM_THREADS": str(os.cpu_count())},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

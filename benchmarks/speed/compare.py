@@ -6,14 +6,17 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks import peers
 from benchmarks.speed import record
 from benchmarks.speed.contests import CONTESTS, ROWS, Side
 from benchmarks.speed.driver import Child, Failed, one_line, play, read_row, sides_of, write_material
 
+Figures = dict[str, Any]
 RAISED = "BENCHMARKS_RAISED"
 """Set in the process that has the raised priority, so that it is not raised again."""
 
@@ -48,9 +51,9 @@ def raise_priority(arguments: Sequence[str]) -> None:
         os.execvp("setsid", ["setsid", "--wait", "bash", "-c", script, "_", *again])
 
 
-def measure(names: Sequence[str], rounds: int, folder: Path) -> dict[str, object]:
-    """All rows of a contest are read from the same rounds."""
-    rows, contests = {}, {}
+def measure(names: Sequence[str], rounds: int, folder: Path, save: Callable[[Figures], None]) -> Figures:
+    """All rows of a contest are read from the same rounds; what is there is saved after each."""
+    found: Figures = record.header(rounds) | {"rows": {}, "contests": {}}
     for contest in dict.fromkeys(ROWS[name].contest for name in names):
         here = CONTESTS[contest]
         mine = [name for name in names if ROWS[name].contest == contest]
@@ -63,11 +66,17 @@ def measure(names: Sequence[str], rounds: int, folder: Path) -> dict[str, object
 
         sides = sides_of([ROWS[name] for name in mine], here)
         played = play(sides, start, rounds, lambda text: print(text, flush=True))
+        found["contests"][contest] = record.contest(here, played)
         for name in mine:
-            rows[name] = read_row(ROWS[name], here, played)
-            print(f"  {one_line(name, rows[name])}", flush=True)
-        contests[contest] = record.contest(here, played)
-    return {"rows": rows, "contests": contests}
+            found["rows"][name] = read_row(ROWS[name], here, played)
+            print(f"  {one_line(name, found['rows'][name])}", flush=True)
+        save(found)
+    return found
+
+
+def write(path: Path, found: Figures) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -79,16 +88,16 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     names = chosen_rows(chosen.rows, reader)
     before = json.loads(chosen.against.read_text(encoding="utf-8")) if chosen.against else None
+    if before and not chosen.rows:
+        names = [name for name in names if name in before["rows"]]
     if not chosen.plain:
         raise_priority(arguments)
     print(f"priority: {record.priority()}")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_material(folder)
-        found = record.header(chosen.rounds) | measure(names, chosen.rounds, folder)
-    if chosen.out:
-        chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        chosen.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        save = partial(write, chosen.out) if chosen.out else lambda found: None
+        found = measure(names, chosen.rounds, folder, save)
     if before is None:
         return 0
     worse = record.regressions(found, before)

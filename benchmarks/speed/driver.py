@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ from benchmarks.speed.contests import MEMORY, SECONDS, Contest, Row, Side
 ROOT = Path(__file__).resolve().parents[2]
 REST_S = 0.5
 """Between two sides: threads of the one that has worked spin for a moment before they sleep."""
+LIMIT_S = 900
+"""Longest wait for an answer."""
 WITHIN = 0.01
 """How far apart the figures may be that say whether two sides do the same work."""
 
@@ -62,7 +65,12 @@ class Child:
         return self.read()
 
     def read(self) -> dict[str, Any]:
+        """Its next answer: a line at a time, so that nothing waits in the pipe's buffer."""
         reading: IO[str] = self.process.stdout  # type: ignore[assignment]
+        if not select.select([reading], [], [], LIMIT_S)[0]:
+            self.process.kill()
+            self.end()
+            raise Failed(f"no answer within {LIMIT_S} s")
         line = reading.readline()
         if not line:
             raise self.failed()

@@ -86,7 +86,10 @@ def training(kind: str, model: str, dtype: str, *, rows: int) -> Contest:
             f"TRL 1.16 {title}, no gradient checkpointing, rows sorted by length", "trl_train", job | SORTED, "trl-1.16"
         )
     if kind == "sft" and model == "tiny":
-        sides["loop"] = Side("hand-written padded loop", "hf_train", job | {"how": "autocast"})
+        told = "hand-written padded loop" + (", autocast" if dtype == "bf16" else "")
+        sides["loop"] = Side(told, "hf_train", job | {"how": "autocast"})
+        if dtype == "bf16":
+            sides["loop-pure"] = Side("hand-written padded loop, bf16 weights", "hf_train", job | {"how": "pure"})
     names = {"sft": "SFT", "reward": "reward model", "dpo": "DPO, reference's answers included"}
     count = f"{rows // 8} batches of 8" + (" pairs" if kind != "sft" else "")
     alike = {"first_loss": ("ours", "trl", "loop")}
@@ -115,9 +118,9 @@ for _name, (_contest, _work, _measure, _floor, _aim) in TRAINING.items():
     CONTESTS[_name] = _contest
     _peers = tuple(side for side in _contest.sides if side.startswith("trl"))
     ROWS[_name] = Row(_name, f"{_work}, vs TRL at its best", "ours", _peers, _measure, _floor, _aim)
-    if "loop" in _contest.sides:
+    if _loops := tuple(side for side in _contest.sides if side.startswith("loop")):
         _work = f"{_work}, vs a hand-written padded transformers loop"
-        ROWS[_name.replace("tiny", "tiny-hf")] = Row(_name, _work, "ours", ("loop",), TOKENS, 1.7, 2.2)
+        ROWS[_name.replace("tiny", "tiny-hf")] = Row(_name, _work, "ours", _loops, TOKENS, 1.7, 2.2)
     if _name == "sft-small-fp32":
         _work = "peak memory, SFT small fp32, vs TRL"
         ROWS["memory-sft-small"] = Row(_name, _work, "ours", _peers, MEMORY, 0.55, 0.4)

@@ -118,6 +118,9 @@ for _name, (_contest, _work, _measure, _floor, _aim) in TRAINING.items():
     CONTESTS[_name] = _contest
     _peers = tuple(side for side in _contest.sides if side.startswith("trl"))
     ROWS[_name] = Row(_name, f"{_work}, vs TRL at its best", "ours", _peers, _measure, _floor, _aim)
+    if "trl-sorted" in _contest.sides and _name.startswith("sft"):
+        _same = f"{_work}, vs TRL on the same batches (no rows sorted by length)"
+        ROWS[_name.replace("tiny", "tiny-same")] = Row(_name, _same, "ours", ("trl",), TOKENS, _floor, _aim)
     if _loops := tuple(side for side in _contest.sides if side.startswith("loop")):
         _work = f"{_work}, vs a hand-written padded transformers loop"
         ROWS[_name.replace("tiny", "tiny-hf")] = Row(_name, _work, "ours", _loops, TOKENS, 1.7, 2.2)

@@ -19,6 +19,10 @@ STAGES: dict[str, tuple[type[Any], str]] = {
     "ppo": (config.PPOConfig, "Improve a policy against a reward by PPO."),
     "grpo": (config.GRPOConfig, "Improve a policy against a reward without a critic: GRPO, DAPO, RLOO and others."),
 }
+BORROWING = ("check", "profile")
+"""Commands that take a stage's settings without its run."""
+PROFILE_OWN = ("steps", "warmup")
+"""Flags that mean a profile's own steps there; a recipe's keys of that name say how long its run is."""
 HELP = """Chat models from human feedback.
 
 `kinkajou demo` shows the whole way in five minutes. A stage takes a recipe and flags that override it:
@@ -38,6 +42,7 @@ def make_app(recipe: Sequence[Any] = ()) -> cyclopts.App:
     for name, (kind, summary) in STAGES.items():
         app.command(stage(name, kind, summary), name=name)
     app.command(check_app())
+    app.command(profile_app())
     app.command(sample)
     app.command(eval_app())
     app.command(chat)
@@ -92,6 +97,42 @@ def checked(name: str, kind: type[Any]) -> Callable[..., None]:
     command.__annotations__ = {
         "cfg": Annotated[grouped(kind) | None, Parameter(name="*")],
         "show": Annotated[grouped(config.CheckConfig) | None, Parameter(name="*")],
+        "return": None,
+    }
+    return command
+
+
+def profile_app() -> cyclopts.App:
+    """The commands `profile STAGE`; `profile RECIPE` finds the stage in the recipe."""
+    words = """Where a step's time and memory go: `kinkajou profile RECIPE --flag value ...`.
+
+    Trains a few steps (--warmup 1, then --steps 3 that are measured, then one that is traced) without a trace in the
+    run's folder. --trace FILE takes the traced step; `kinkajou profile sft --help` lists all flags.
+    """
+    app = cyclopts.App(name="profile", help=words)
+    for name, (kind, _) in STAGES.items():
+        app.command(profiled(name, kind), name=name)
+    return app
+
+
+def profiled(name: str, kind: type[Any]) -> Callable[..., None]:
+    """A command `profile name [RECIPE] --flag value ...`.
+
+    `show` stands first: its --steps and --warmup go before the stage's, which a profile does not need.
+    """
+
+    def command(*, show: Any = None, cfg: Any = None) -> None:
+        from kinkajou.train import start_profile
+
+        start_profile(cfg or kind(), show or config.ProfileConfig())
+
+    command.__doc__ = f"""Train some steps of `kinkajou {name}`, keep nothing, show where time and memory went.
+
+    Prints the phases of a step, what lies in memory, the ten most expensive operators and what to change, and writes
+    a trace file for ui.perfetto.dev."""
+    command.__annotations__ = {
+        "show": Annotated[grouped(config.ProfileConfig) | None, Parameter(name="*")],
+        "cfg": Annotated[grouped(kind) | None, Parameter(name="*")],
         "return": None,
     }
     return command
@@ -184,8 +225,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fault.exit_code
     except cyclopts.CycloptsError as fault:
         print(f"error: {fault}", file=sys.stderr)
-        known = tokens[:1] if tokens and tokens[0] in (*STAGES, "check", "sample", "eval", "chat", "demo") else []
-        known += tokens[1:2] if tokens[:2] in (["eval", "reward"], *(["check", name] for name in STAGES)) else []
+        known = tokens[:1] if tokens and tokens[0] in (*STAGES, *BORROWING, "sample", "eval", "chat", "demo") else []
+        pairs = [["eval", "reward"], *([verb, name] for verb in BORROWING for name in STAGES)]
+        known += tokens[1:2] if tokens[:2] in pairs else []
         print(f"  fix:  {' '.join(['kinkajou', *known, '--help'])}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -195,22 +237,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def take_recipe(tokens: list[str]) -> list[Any]:
-    """Removes the recipe of `[check] STAGE RECIPE` from the tokens and returns it as a source below the flags."""
-    checking = tokens[:1] == ["check"]
-    if checking:
+    """Removes the recipe of `[check | profile] STAGE RECIPE` from the tokens: a source below the flags."""
+    verb = tokens[0] if tokens and tokens[0] in BORROWING else None
+    if verb:
         name_stage(tokens)
-    place = 1 if checking else 0
+    place = 1 if verb else 0
     if len(tokens) <= place or tokens[place] not in STAGES:
         return []
     stage = tokens[place]
-    # A check writes nothing, so it needs no output folder.
-    tables, origin = [{"output": config.NO_OUTPUT}] if checking else [], ["check"]
+    # Neither writes into the run's folder, so they need none.
+    tables, origin = [{"output": config.NO_OUTPUT}] if verb else [], [verb or stage]
     if len(tokens) > place + 1 and not tokens[place + 1].startswith("-"):
         path = Path(tokens.pop(place + 1))
-        tables, origin = [stage_table(path, stage), *tables], [str(path), *origin]
+        own = stage_table(path, stage)
+        if verb == "profile":
+            own = {key: value for key, value in own.items() if key not in PROFILE_OWN}
+        tables, origin = [own, *tables], [str(path), *origin]
     return [
         cyclopts.config.Dict(
-            {"check": {stage: table}} if checking else {stage: table}, source=source, use_commands_as_keys=True
+            {verb: {stage: table}} if verb else {stage: table}, source=source, use_commands_as_keys=True
         )
         for table, source in zip(tables, origin, strict=False)
     ]
@@ -229,7 +274,7 @@ def stage_table(path: Path, stage: str) -> dict[str, Any]:
 
 
 def name_stage(tokens: list[str]) -> None:
-    """`check RECIPE` and `check RECIPE --stage S` -> `check S RECIPE`."""
+    """`check RECIPE` and `check RECIPE --stage S` -> `check S RECIPE`; `profile` alike."""
     if "--stage" in tokens[:-1]:
         at = tokens.index("--stage")
         stage = tokens[at + 1]
@@ -244,6 +289,6 @@ def name_stage(tokens: list[str]) -> None:
             raise UserError(
                 f"{tokens[1]} has {'several stages' if stages else 'no table of a stage'}",
                 evidence=f"it has: {', '.join(tables) or 'nothing'}",
-                fix=f"kinkajou check {stages[0] if stages else 'sft'} {tokens[1]}",
+                fix=f"kinkajou {tokens[0]} {stages[0] if stages else 'sft'} {tokens[1]}",
             )
         tokens.insert(1, stages[0])

@@ -31,7 +31,7 @@ from kinkajou.config.rl import (
     ShapingConfig,
     SurrogateConfig,
 )
-from kinkajou.config.tools import ChatConfig, CheckConfig, DemoConfig, EvalRewardConfig, SampleConfig
+from kinkajou.config.tools import ChatConfig, CheckConfig, DemoConfig, EvalRewardConfig, ProfileConfig, SampleConfig
 
 StageConfig = SFTConfig | RewardConfig | PreferConfig | PPOConfig | GRPOConfig
 
@@ -60,6 +60,7 @@ __all__ = [
     "PPONumerics",
     "PreferConfig",
     "PreferenceLossConfig",
+    "ProfileConfig",
     "PtxConfig",
     "RLConfig",
     "RLOptimConfig",

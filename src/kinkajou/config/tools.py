@@ -71,6 +71,22 @@ class CheckConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    steps: int = 3
+    """Steps that are measured. One more is traced, operator by operator."""
+    warmup: int = 1
+    """Steps before those, not measured: the first ones also allocate and compile."""
+    trace: str = "profile-trace.json"
+    """File for the traced step, .json or .json.gz: ui.perfetto.dev and chrome://tracing open it. `none`: no file."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps")
+        at_least(self, 0, "warmup")
+        if self.trace != "none" and not self.trace.endswith((".json", ".json.gz")):
+            raise UserError("a trace is a .json or .json.gz file", evidence=f"--trace {self.trace}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalRewardConfig:
     base: ModelConfig = field(default_factory=ModelConfig)
     source: DataConfig = field(default_factory=DataConfig)

@@ -1,7 +1,9 @@
 """Trainers.  Starting one reads and checks its records first, and only then imports torch."""
 
+import os
+
 from kinkajou import config
-from kinkajou.train.inputs import prefer_inputs, records, reward_inputs, rl_inputs, sft_inputs
+from kinkajou.train.inputs import prefer_inputs, records, reward_inputs, rl_inputs, sft_inputs, trace_file
 
 
 def start_sft(cfg: config.SFTConfig) -> None:
@@ -44,6 +46,17 @@ def start_check(cfg: config.StageConfig, show: config.CheckConfig) -> None:
     from kinkajou.train.check_recipe import check
 
     check(cfg, show, inputs)
+
+
+def start_profile(cfg: config.StageConfig, show: config.ProfileConfig) -> None:
+    target = trace_file(show.trace)
+    # Before torch is loaded: the profiler would warn of every tensor that is older than it.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    inputs = records(cfg)
+    from kinkajou.train.profile import profile
+
+    profile(cfg, show, inputs, target)
 
 
 STARTERS = {

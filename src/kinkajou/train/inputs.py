@@ -112,3 +112,20 @@ def check_output(settings: config.RunConfig) -> None:
             evidence=f"{folder / 'config.toml'} exists",
             fix="choose another --output, or pass --overwrite to delete that run",
         )
+
+
+def trace_file(name: str) -> Path | None:
+    """Where a profile's trace goes, None for nowhere.  Refused before anything runs: a place that takes no file, and
+    a file there that is no trace."""
+    if name == "none":
+        return None
+    path = Path(name).resolve()
+    if not path.parent.is_dir():
+        raise UserError("the trace cannot be written", evidence=f"{path.parent} is no folder", fix="another --trace")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError("the trace cannot be written", evidence=f"{name} is not writable", fix="another --trace")
+    if path.is_file():
+        start = path.read_bytes()[:200]
+        if start and not (start.startswith(b"\x1f\x8b") or b"schemaVersion" in start):
+            raise UserError(f"{name} is there and is no trace", fix="another --trace, or delete the file")
+    return path

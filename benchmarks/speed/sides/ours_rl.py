@@ -51,7 +51,7 @@ def main() -> None:
         "model": folder / job["model"],
         "reward": folder / job["reward"] if job["reward"].startswith("tiny") else job["reward"],
         "prompts": folder / "prompts.jsonl",
-        "output": folder / f"{job['stage']}-{job['flags'].get('backbone', '')}",
+        "output": folder / "-".join([job["stage"], *(str(x) for x in job["flags"].values())]),
         "template": "plain",
         "max_len": 256,
         "steps": 100_000,

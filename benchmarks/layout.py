@@ -72,6 +72,8 @@ class Recorded(nn.Module):
         super().__init__()
         self.layout, self.x = layout, x
 
-    def forward(self, tokens: Tensor, mask: Tensor, sampling: Any = None, *, at: str = "") -> Any:
+    def forward(
+        self, tokens: Tensor, mask: Tensor, sampling: Any = None, *, at: str = "", entropy: bool = False
+    ) -> Any:
         placed = self.layout.placed(self.x, mask.shape[1]) * mask
         return placed if at else TokenScores(placed, torch.zeros_like(placed))

@@ -68,7 +68,7 @@ def of_rollouts(cfg: config.RLConfig) -> str:
     if samples < 64:
         return f"only {samples} samples decode at once; raise --prompts_per_step"
     if cfg.base.dtype == "fp32":
-        return "--dtype bf16 halves what a token reads, and --max_new_tokens bounds the longest answer"
+        return "--dtype bf16 halves the weights that each token reads, and --max_new_tokens bounds the longest answer"
     return (
         f"--max_new_tokens (now {cfg.rollout.max_new_tokens}) bounds the longest answer, "
         f"and more --epochs (now {cfg.algo.epochs}) learn more from each"

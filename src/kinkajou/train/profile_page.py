@@ -22,7 +22,8 @@ SMALL = 0.0005
 def page(cfg: Any, measured: Measured, traced: Traced) -> Iterator[RenderableType]:
     rows, memory = time_rows(measured, traced), memory_rows(measured, traced)
     yield Text()
-    yield Text(f"{measured.device}, {measured.threads} threads, {cfg.base.dtype}. {of_steps(measured, traced)}")
+    threads = f"{measured.threads} thread{'s' if measured.threads > 1 else ''}"
+    yield Text(f"{measured.device}, {threads}, {cfg.base.dtype}. {of_steps(measured, traced)}")
     yield head("Time of a step")
     yield time_table(rows)
     yield head(f"Memory of {'the GPU' if traced.device else 'the process'} at its peak, {readable(memory.peak)}")

@@ -65,7 +65,9 @@ def phase_rows(measured: Measured, traced: Traced, phase: Scope) -> Iterator[Row
 
     def walk(scope: Scope, path: tuple[str, ...], seconds: float) -> Iterator[Row]:
         inner = sorted((x for x in scope.inner.values() if x.seconds > 0), key=lambda x: place(x.name))
-        speed = tokens / seconds if tokens and seconds and scope.name in SPEEDS else None
+        # Scoring without a pass, by the engine's own log-probabilities, has no speed.
+        says = scope.name in SPEEDS and (scope.name != "score" or bool(inner))
+        speed = tokens / seconds if tokens and seconds and says else None
         yield Row(path, seconds, seconds / measured.step_s, speed, is_leaf=not inner)
         for below in inner:
             yield from walk(below, (*path, below.name), below.seconds * scale)

@@ -68,7 +68,7 @@ def run_row(name: str, here: Setting) -> Figures:
         return run_check(here)
     try:
         return ROWS[name](here)
-    except Exception as fault:
+    except Exception as fault:  # told in the row; the next row still runs
         traceback.print_exc()
         return {"failed": f"{type(fault).__name__}: {fault}".splitlines()[0][:300]}
 

@@ -163,5 +163,5 @@ def guarded(work: Callable[[], Figures]) -> Figures:
     """The figures, or why there are none: a card is lent for minutes, so what fails must not take the rest along."""
     try:
         return work()
-    except Exception as fault:
+    except Exception as fault:  # a peer's own fault too: it becomes the side's figure
         return {"failed": f"{type(fault).__name__}: {(str(fault).strip().splitlines() or ['no word'])[0][:300]}"}

@@ -49,7 +49,8 @@ class Talker:
         seed = derive_seed(self.cfg.seed, "chat", self.turns)
         tokens: list[int] = []
         said = ""
-        for step in self.engine.stream([prompt], sampling, max_new_tokens=room, seeds=[seed], stops=cfg.stop):
+        asked = self.engine.samples([prompt], sampling, max_new_tokens=room, seeds=[seed], stops=cfg.stop)
+        for step in self.engine.stream(asked):
             tokens += step.tokens
             text = self.form.answer(tokens)
             # A character may take several tokens: until it is whole it decodes to a replacement mark.

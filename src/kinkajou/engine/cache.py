@@ -105,7 +105,7 @@ class Decode:
     slots: Slots
     positions: Tensor  # (n,)
     end: int
-    function: native.Attend | None = None
+    function: native.Kernel | None = None
     """Our kernel, where there is one for this type."""
     biases: dict[tuple[int | None, bool], Tensor] = field(default_factory=dict)
     """What is added to scores, by window and alibi: the same for all layers of a step."""

@@ -79,17 +79,9 @@ class LocalEngine:
             session.step()
         return self._rollout(samples)
 
-    def stream(
-        self,
-        prompts: Prompts,
-        sampling: Sampling,
-        *,
-        max_new_tokens: int,
-        seeds: Sequence[int],
-        stops: Sequence[str] = (),
-    ) -> Iterator[Drawn]:
-        """The same, and yields every step's tokens as they are drawn."""
-        session = self.session(self.samples(prompts, sampling, max_new_tokens=max_new_tokens, seeds=seeds, stops=stops))
+    def stream(self, samples: Sequence[Sample]) -> Iterator[Drawn]:
+        """Every step's tokens as they are drawn."""
+        session = self.session(samples)
         while session.busy:
             said = session.step()
             yield Drawn([x.sample.number for x in said], [x.token for x in said], [x.logp for x in said])

@@ -12,9 +12,9 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -78,7 +78,12 @@ def processor() -> str:
     return f"{platform.machine()} {platform.processor()}"
 
 
-class Attend(Protocol):
+@dataclass(frozen=True)
+class Kernel:
+    """The library's function for one type."""
+
+    function: Callable[..., int]
+
     def __call__(
         self,
         query: Tensor,
@@ -93,36 +98,12 @@ class Attend(Protocol):
         slopes: Tensor | None,
     ) -> Tensor:
         """Writes (n, g, 1, d) key and value into the first n of (rows, g, capacity, d), attends.  -> (n, h, 1, d)."""
-        ...
-
-
-def kernel(dtype: torch.dtype) -> Attend | None:
-    """The kernel of that type, None where there is none."""
-    found, _ = library()
-    return kernel_of(found, dtype) if found is not None and dtype in NAMES else None
-
-
-def kernel_of(found: ctypes.CDLL, dtype: torch.dtype) -> Attend:
-    function: Callable[..., int] = getattr(found, NAMES[dtype])
-
-    def attend(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        positions: Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        slopes: Tensor | None,
-    ) -> Tensor:
         n, heads, _, d = query.shape
         _, g, capacity, _ = keys.shape
         query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
         slopes = None if slopes is None else slopes.float().contiguous()
         out = query.new_empty(n, heads, 1, d)
-        failed = function(
+        failed = self.function(
             *(query.data_ptr(), key.data_ptr(), value.data_ptr(), keys.data_ptr(), values.data_ptr()),
             positions.data_ptr(),
             None if slopes is None else slopes.data_ptr(),
@@ -136,7 +117,11 @@ def kernel_of(found: ctypes.CDLL, dtype: torch.dtype) -> Attend:
             raise MemoryError("decode attention found no memory for its scores")
         return out
 
-    return attend
+
+def kernel(dtype: torch.dtype) -> Kernel | None:
+    """The kernel of that type, None where there is none."""
+    found, _ = library()
+    return Kernel(getattr(found, NAMES[dtype])) if found is not None and dtype in NAMES else None
 
 
 def is_right(found: ctypes.CDLL) -> bool:
@@ -150,7 +135,7 @@ def is_right(found: ctypes.CDLL) -> bool:
     hidden = (distance > 0) | (distance <= -3)
     for dtype, close in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
         q, k, v, kept_k, kept_v = (x.to(dtype).clone() for x in (query, key, value, keys, values))
-        attend = kernel_of(found, dtype)
+        attend = Kernel(getattr(found, NAMES[dtype]))
         got = attend(q, k, v, kept_k, kept_v, positions, scale=0.3, window=3, slopes=slopes)
         scores = q.float() @ kept_k.float().repeat_interleave(2, 1).transpose(2, 3) * 0.3
         scores = (scores + slopes[None, :, None, None] * distance).masked_fill(hidden, -torch.inf)

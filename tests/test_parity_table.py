@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from benchmarks import against_retyped, cases, ours, parity, peers, table
 from benchmarks.layout import LONGEST, Layout, draw_answers, draw_prompts
 
+from benchmarks import against_retyped, cases, ours, parity, peers, table
 from kinkajou.algos import losses
 
 RETYPED = against_retyped.rows()

@@ -44,7 +44,9 @@ def machine() -> dict[str, Any]:
 def priority() -> str:
     """Of this process, and of its scheduling group where the kernel has such groups."""
     path = Path("/proc/self/autogroup")
-    group = path.read_text().split()[-1] if path.is_file() else "none"
+    # A session of its own may have no group: the file is then empty.
+    words = path.read_text().split() if path.is_file() else []
+    group = words[-1] if words else "none"
     nice = os.nice(0)
     raised = "raised" if nice < 0 or (group.lstrip("-").isdigit() and int(group) < 0) else "not raised"
     return f"{raised} (nice {nice}, group {group})"

@@ -137,6 +137,21 @@ def saved(ratio: float = 3.0, peak: float = 1000.0, **changes: Any) -> dict[str,
     return {"rows": {"row": one | changes}}
 
 
+@pytest.mark.parametrize(
+    ("text", "group"), [("/autogroup-42 nice -20\n", "-20"), ("/autogroup-42 nice 0\n", "0"), ("", "none"), (None, "none")]
+)
+def test_a_process_may_have_no_scheduling_group(
+    text: str | None, group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's file is empty for a process outside every session, and missing where there are no groups."""
+    if text is not None:
+        (tmp_path / "autogroup").write_text(text)
+    monkeypatch.setattr(record, "Path", lambda _: tmp_path / "autogroup")
+    monkeypatch.setattr(record.os, "nice", lambda _: 0)
+    raised = "raised" if group == "-20" else "not raised"
+    assert record.priority() == f"{raised} (nice 0, group {group})"
+
+
 def test_what_counts_as_worse() -> None:
     """More than 2 % of memory, more than 10 % of a ratio."""
     assert record.regressions(saved(2.71, 1019), saved()) == []

@@ -138,7 +138,8 @@ def saved(ratio: float = 3.0, peak: float = 1000.0, **changes: Any) -> dict[str,
 
 
 @pytest.mark.parametrize(
-    ("text", "group"), [("/autogroup-42 nice -20\n", "-20"), ("/autogroup-42 nice 0\n", "0"), ("", "none"), (None, "none")]
+    ("text", "group"),
+    [("/autogroup-42 nice -20\n", "-20"), ("/autogroup-42 nice 0\n", "0"), ("", "none"), (None, "none")],
 )
 def test_a_process_may_have_no_scheduling_group(
     text: str | None, group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kinkajou.errors import UserError
+from kinkajou.parallel import allocator
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -156,8 +157,6 @@ class Replicated(Single):
         dist.destroy_process_group()
 
 
-ALLOCATOR = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"}
-"""Where a user may have set torch's GPU allocator; its name changed in torch 2.9."""
 BUILT: dict[str, Callable[[], Strategy]] = {"naive": Single, "ddp": Replicated}
 
 
@@ -169,7 +168,5 @@ def make_strategy(name: str) -> Strategy:
             evidence=f"WORLD_SIZE={os.environ['WORLD_SIZE']}",
             fix="say --strategy ddp, or start one process",
         )
-    if torch.cuda.is_available() and not ALLOCATOR & os.environ.keys():
-        # Packs differ in size from step to step, which splits fixed segments.  Read when CUDA starts.
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    allocator.settle()
     return BUILT[name]()

@@ -3,10 +3,15 @@
 import sys
 
 from benchmarks.speed import compare, page
+from kinkajou.errors import UserError
 
 COMMANDS = {"compare": compare.main, "performance": page.main}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         sys.exit("python -m benchmarks compare --help\npython -m benchmarks performance --help")
-    sys.exit(COMMANDS[sys.argv[1]](sys.argv[2:]))
+    try:
+        sys.exit(COMMANDS[sys.argv[1]](sys.argv[2:]))
+    except UserError as fault:
+        print(fault, file=sys.stderr)
+        sys.exit(fault.exit_code)

@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -29,7 +28,7 @@ import torch
 from benchmarks import gpu_check, gpu_page, gpu_rows, gpu_trl
 from benchmarks.gpu_models import Setting
 from benchmarks.speed.line import versions
-from benchmarks.speed.record import commit, machine
+from benchmarks.speed.record import commit, machine, read_figures
 from kinkajou.errors import UserError
 
 Figures = dict[str, Any]
@@ -50,27 +49,21 @@ def run_check(here: Setting) -> Figures:
     """Every check's finding by name."""
     found: Figures = {}
     for name, check in gpu_check.checks(here).items():
-        try:
-            seen = check()
-        except gpu_check.Absent as reason:
-            found[name] = {"absent": str(reason)}
-        except Exception as fault:  # the other checks are still worth having
-            traceback.print_exc()
-            found[name] = {"failed": f"{type(fault).__name__}: {fault}"[:300]}
-        else:
-            found[name] = {"figure": seen.figure, "bound": seen.bound, "good": seen.good, "detail": seen.detail}
+        found[name] = gpu_rows.guarded(partial(checked, check))
     return found
 
 
-def run_row(name: str, here: Setting) -> Figures:
-    """In the child.  A card is lent for minutes, so a row that fails leaves its reason and lets the next one run."""
-    if name == "check":
-        return run_check(here)
+def checked(check: Callable[[], gpu_check.Finding]) -> Figures:
     try:
-        return ROWS[name](here)
-    except Exception as fault:  # told in the row; the next row still runs
-        traceback.print_exc()
-        return {"failed": f"{type(fault).__name__}: {fault}".splitlines()[0][:300]}
+        seen = check()
+    except gpu_check.Absent as reason:
+        return {"absent": str(reason)}
+    return {"figure": seen.figure, "bound": seen.bound, "good": seen.good, "detail": seen.detail}
+
+
+def run_row(name: str, here: Setting) -> Figures:
+    """In the child."""
+    return run_check(here) if name == "check" else gpu_rows.guarded(partial(ROWS[name], here))
 
 
 def in_child(name: str, here: Setting) -> Figures:
@@ -125,7 +118,7 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(ROWS))
         return 0
     if chosen.saved:
-        found = json.loads(chosen.saved.read_text(encoding="utf-8"))
+        found = read_figures(chosen.saved)
     elif chosen.write and not torch.cuda.is_available():
         found = {"rows": {}}
     else:

@@ -1,6 +1,7 @@
 """Rows of the GPU benchmark: training, rollouts and decoding, each a function from the setting to its figures."""
 
 import random
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -163,5 +164,6 @@ def guarded(work: Callable[[], Figures]) -> Figures:
     """The figures, or why there are none: a card is lent for minutes, so what fails must not take the rest along."""
     try:
         return work()
-    except Exception as fault:  # a peer's own fault too: it becomes the side's figure
+    except Exception as fault:  # of any library or peer: the page names it, and the next check, side or row runs
+        traceback.print_exc()
         return {"failed": f"{type(fault).__name__}: {(str(fault).strip().splitlines() or ['no word'])[0][:300]}"}

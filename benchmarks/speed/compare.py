@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(f"{name:{width}}  {row.work}" for name, row in ROWS.items()))
         return 0
     names = chosen_rows(chosen.rows, reader)
-    before = json.loads(chosen.against.read_text(encoding="utf-8")) if chosen.against else None
+    before = record.read_figures(chosen.against) if chosen.against else None
     if before and not chosen.rows:
         names = [name for name in names if name in before["rows"]]
     if not chosen.plain:

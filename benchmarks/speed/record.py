@@ -1,6 +1,7 @@
 """What is saved of a measurement, and whether another one is worse."""
 
 import datetime
+import json
 import os
 import subprocess
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 from benchmarks.speed.contests import MEMORY, Contest
 from benchmarks.speed.driver import ROOT, Played
+from kinkajou.errors import UserError
 
 MEMORY_MORE, RATIO_LESS = 0.02, 0.10
 """What counts as a regression: so much more peak memory, so much less of a ratio."""
@@ -50,6 +52,20 @@ def priority() -> str:
     nice = os.nice(0)
     raised = "raised" if nice < 0 or (group.lstrip("-").isdigit() and int(group) < 0) else "not raised"
     return f"{raised} (nice {nice}, group {group})"
+
+
+def read_figures(path: Path) -> dict[str, Any]:
+    """What an earlier `--out` wrote.  UserError if it is not there or something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = found["rows"]
+    except (OSError, ValueError, LookupError, TypeError) as fault:
+        raise UserError(
+            f"{path} holds no saved figures", evidence=str(fault), fix="give a file that --out has written"
+        ) from None
+    if not isinstance(rows, dict):
+        raise UserError(f"{path} holds no saved figures", evidence="its rows have no names")
+    return dict(found)
 
 
 def contest(here: Contest, played: Played) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from benchmarks.speed.contests import CONTESTS, MEMORY, ROWS, SAMPLES, SECONDS, 
 from benchmarks.speed.driver import Child, Failed, Played, differences, play, read_row
 
 from benchmarks import peers
+from kinkajou.errors import UserError
 
 SIDES = {"ours": Side("engine", "none"), "slow": Side("slow peer", "none"), "quick": Side("quick peer", "none")}
 CONTEST = Contest("work", SIDES, {"first_loss": ("ours", "slow")})
@@ -164,6 +165,15 @@ def test_what_counts_as_worse() -> None:
     assert record.regressions({"rows": {"row": {"failed": "gone"}}}, saved()) == ["row: could not be run: gone"]
     assert record.regressions(saved(), {"rows": {}}) == []
     assert record.regressions(saved(1.0), {"rows": {"row": {"failed": "gone"}}}) == []
+
+
+@pytest.mark.parametrize("text", [None, "{broken", "[]", "3", '{"row": {}}', '{"rows": 3}'])
+def test_a_file_without_figures_is_named(text: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "before.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=r"before\.json holds no saved figures"):
+        compare.main(["--plain", "--against", str(path)])
 
 
 def test_against_a_file_ends_with_1_where_it_is_worse(

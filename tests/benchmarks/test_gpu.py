@@ -13,6 +13,7 @@ from benchmarks.gpu_check import BF16, FP32, Finding, checked_model, engine_is_t
 from benchmarks.gpu_limits import (
     PEAKS,
     SHAPES,
+    Peak,
     Shape,
     activation_bytes,
     decoding_bytes,
@@ -74,9 +75,7 @@ def test_decoding_bytes_by_hand() -> None:
     ],
 )
 def test_peaks_are_found_by_the_devices_name(device: str, flops: float, bandwidth: float) -> None:
-    peak = peak_of(device)
-    assert peak is not None
-    assert (peak.flops, peak.bandwidth) == (flops, bandwidth)
+    assert peak_of(device) == Peak(flops, bandwidth)
 
 
 def test_an_unknown_device_has_no_peak() -> None:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.speed.line import Line
+from benchmarks.speed.sides.trl_quiet import QUIET
 
 ROLLOUTS = 32
 
@@ -54,11 +55,8 @@ def main() -> None:
         beta=0.0,
         gradient_checkpointing=False,
         logging_steps=1,
-        report_to="none",
-        save_strategy="no",
-        use_cpu=True,
         bf16=job["dtype"] == "bf16",
-        disable_tqdm=True,
+        **QUIET,
         seed=0,
         **job["settings"],
     )

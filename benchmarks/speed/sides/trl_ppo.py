@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 from benchmarks.speed.line import Line
+from benchmarks.speed.sides.trl_quiet import QUIET
 
 ROLLOUTS = 32
 
@@ -49,13 +50,10 @@ def main() -> None:
         response_length=job["length"],
         learning_rate=0.0,
         num_sample_generations=0,
-        report_to="none",
-        save_strategy="no",
-        use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
         stop_token="eos",
-        disable_tqdm=True,
+        **QUIET,
         seed=0,
     )
     prompts = json.loads((folder / "data.json").read_text())["prompts"][:ROLLOUTS]

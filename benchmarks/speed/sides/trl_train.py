@@ -20,6 +20,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, S
 
 from benchmarks.speed.line import Line
 from benchmarks.speed.material import text
+from benchmarks.speed.sides.trl_quiet import QUIET
 
 BATCH = 8
 KINDS = {"sft": (SFTTrainer, SFTConfig), "reward": (RewardTrainer, RewardConfig), "dpo": (DPOTrainer, DPOConfig)}
@@ -92,11 +93,8 @@ def main() -> None:
         max_grad_norm=1.0,
         train_sampling_strategy="sequential",
         logging_steps=1,
-        report_to="none",
-        save_strategy="no",
-        use_cpu=True,
         bf16=job["dtype"] == "bf16",
-        disable_tqdm=True,
+        **QUIET,
         **job["settings"],
     )
     auto = AutoModelForSequenceClassification if job["kind"] == "reward" else AutoModelForCausalLM

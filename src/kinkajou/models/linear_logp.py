@@ -140,13 +140,10 @@ class Tiles:
             # The likeliest token's probability is never small, so its logarithm loses nothing.
             total = top - p.amax(-1).log()
             logp[at] = chosen - total
+            if found is not None:  # in the place of the one that is not needed any more
+                found[at] = total - (p.mul_(x) if sums is None else x.mul_(p)).sum(-1)
             if sums is not None and slope is not None:
-                mean = x.mul_(p).sum(-1) if entropy else None
                 sums.add(at, p, slope[at], buffers)
-            else:  # x may be kept
-                mean = p.mul_(x).sum(-1) if entropy else None
-            if found is not None and mean is not None:
-                found[at] = total - mean
         return logp, found
 
     def gradients(self, sums: "Sums", slope: Tensor, *, kept: Tensor | None) -> None:

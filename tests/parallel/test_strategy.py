@@ -84,7 +84,9 @@ print(faults())
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's; other C libraries are left as they are")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's; other C libraries are left as they are"
+)
 def test_freed_memory_is_used_again_without_page_faults() -> None:
     """In a process of its own, which the settings stay with.  The first few times, glibc's small remainders differ."""
     done = subprocess.run([sys.executable, "-c", TOUCHED], capture_output=True, text=True, check=True)

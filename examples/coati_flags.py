@@ -139,7 +139,6 @@ def run_config(flags: Namespace) -> config.RunConfig:
         output=str(Path(flags.save_path) / "run"),
         export=str(Path(flags.save_path)),
         overwrite=flags.overwrite,
-        strategy=flags.strategy,
         log_every=flags.log_interval,
         save_optimizer=flags.need_optim_ckpt,
     )
@@ -263,3 +262,7 @@ def in_old_words(text: str, flags: Flags, became: Became) -> str:
         return named[0] if named else found[0]
 
     return re.sub(r"--(\w+)", old, text)
+
+
+def parallel_config(flags: Namespace) -> config.ParallelConfig:
+    return config.ParallelConfig(strategy=flags.strategy)

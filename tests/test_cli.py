@@ -182,8 +182,9 @@ def test_a_model_whose_pad_token_is_its_end_token_trains(
 # --- flags ------------------------------------------------------------------------------------------------
 
 FLAGS: list[tuple[list[str], tuple[str, ...]]] = [
-    (["--strategy", "zero2"], ("'zero2' is not built yet", "naive, ddp")),
-    (["--strategy", "colossalai_gemini"], ("'gemini' is not built yet", "naive, ddp")),
+    (["--strategy", "zero4"], ("unknown strategy 'zero4'", "did you mean 'zero")),
+    (["--device-share", "0.5"], ("--device_share is gemini's", "naive")),
+    (["--tp", "0"], ("--tp must be at least 1", "0")),
     (["--strategy", "dpp"], ("unknown strategy 'dpp'", "did you mean 'ddp'")),
     (["--batchsize", "4"], ("--batchsize", "--batch-size")),
     (["--batch-size", "two"], ("--batch-size", '"two"')),

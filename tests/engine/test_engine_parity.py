@@ -78,7 +78,7 @@ def stale(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
                 param.add_(size * param.abs().mean() * torch.randn(param.shape, generator=noise))
         return LocalEngine(LanguageModel(module.eval()), end_ids=form.end_ids, pad_id=form.pad_id)
 
-    monkeypatch.setattr(parts, "local_engine", perturbed)
+    monkeypatch.setattr(parts, "make_engine", perturbed)
 
 
 def naive_weights(logp: list[float], sampler: list[float], how: str, cap: float) -> list[float]:

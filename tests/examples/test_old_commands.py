@@ -253,8 +253,6 @@ REFUSED = [
     ("train_sft", "--need_optim_ckpt maybe", "true or false expected"),
     ("train_sft", "--pretrain BASE --dataset x --model gpt2", "is a llama model, not gpt2"),
     ("train_sft", "--pretrain BASE --dataset x --log_interval 0", "--log_interval must be at least 1"),
-    ("train_sft", "--pretrain BASE --dataset x --strategy colossalai_zero2", "use one of: naive, ddp"),
-    ("train_sft", "--pretrain BASE --dataset x --strategy colossalai_gemini", "use one of: naive, ddp"),
     ("train_sft", "--pretrain /no/such/folder --dataset x", "/no/such/folder does not exist"),
     ("train_sft", "--pretrain BASE --dataset no.json --save_path BASE", "did not train"),
     ("train_sft", "--pretrain BASE --dataset no.json --save_path FILE", "is a file"),

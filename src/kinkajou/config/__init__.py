@@ -3,14 +3,12 @@
 from kinkajou.config.dialects import ALGORITHMS, DIALECTS
 from kinkajou.config.groups import (
     NO_OUTPUT,
-    PLANNED_STRATEGIES,
-    STRATEGIES,
-    STRATEGY_ALIASES,
     DataConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
 )
+from kinkajou.config.parallel import STRATEGIES, STRATEGY_ALIASES, EngineConfig, ParallelConfig
 from kinkajou.config.preference import PreferConfig, PreferenceLossConfig
 from kinkajou.config.recipes import flat, read_recipe, to_toml, toml_value
 from kinkajou.config.records import RewardConfig, SFTConfig
@@ -39,7 +37,6 @@ __all__ = [
     "ALGORITHMS",
     "DIALECTS",
     "NO_OUTPUT",
-    "PLANNED_STRATEGIES",
     "STRATEGIES",
     "STRATEGY_ALIASES",
     "ChatConfig",
@@ -47,6 +44,7 @@ __all__ = [
     "ClipConfig",
     "DataConfig",
     "DemoConfig",
+    "EngineConfig",
     "EvalRewardConfig",
     "GRPOAlgorithm",
     "GRPOConfig",
@@ -58,6 +56,7 @@ __all__ = [
     "PPOAlgorithm",
     "PPOConfig",
     "PPONumerics",
+    "ParallelConfig",
     "PreferConfig",
     "PreferenceLossConfig",
     "ProfileConfig",

@@ -8,19 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kinkajou.config import findings
-from kinkajou.errors import UserError, did_you_mean
+from kinkajou.errors import UserError
 
-STRATEGIES = ("naive", "ddp")
-PLANNED_STRATEGIES = ("zero2", "zero2_cpu", "zero3", "gemini")
 NO_OUTPUT = "-"
 """The output folder of a command that writes none."""
-STRATEGY_ALIASES = {
-    "single": "naive",
-    "fsdp": "zero3",
-    "colossalai_zero2": "zero2",
-    "colossalai_zero2_cpu": "zero2_cpu",
-    "colossalai_gemini": "gemini",
-}
 
 
 def require(group: Any, *names: str) -> None:
@@ -127,8 +118,6 @@ class RunConfig:
     """Also write the final model to this folder."""
     seed: int = 0
     """Decides weights, order and samples."""
-    strategy: str = "naive"
-    """How weights lie over processes: naive (one process), ddp (torchrun, replicated)."""
     log_every: int = 10
     """Console line every N steps. `metrics.jsonl` has every step."""
     eval_every: int = 0
@@ -148,9 +137,3 @@ class RunConfig:
         at_least(self, 1, "log_every", "sample_every")
         at_least(self, 0, "eval_every", "save_every", "seed")
         findings.check_names(self.stop_on)
-        name = STRATEGY_ALIASES.get(self.strategy, self.strategy)
-        object.__setattr__(self, "strategy", name)
-        if name in PLANNED_STRATEGIES:
-            raise UserError(f"strategy {name!r} is not built yet", fix=f"use one of: {', '.join(STRATEGIES)}")
-        if name not in STRATEGIES:
-            raise UserError(f"unknown strategy {name!r}", fix=did_you_mean(name, STRATEGIES))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from kinkajou.config.groups import DataConfig, ModelConfig, OptimConfig, RunConfig, at_least, require, within
+from kinkajou.config.parallel import ParallelConfig
 from kinkajou.errors import UserError, did_you_mean
 
 Reads = Literal["pairs", "judged", "both"]
@@ -197,6 +198,7 @@ class PreferConfig:
     source: DataConfig = field(default_factory=DataConfig)
     method: PreferenceLossConfig = field(default_factory=PreferenceLossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     run: RunConfig = field(default_factory=RunConfig)
     epochs: float = 1
     """Passes over the records."""

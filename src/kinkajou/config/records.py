@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kinkajou.config.groups import DataConfig, ModelConfig, OptimConfig, RunConfig, at_least, require
+from kinkajou.config.parallel import ParallelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,6 +12,7 @@ class SFTConfig:
     base: ModelConfig = field(default_factory=ModelConfig)
     source: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     run: RunConfig = field(default_factory=RunConfig)
     epochs: float = 3
     """Passes over the data."""
@@ -30,6 +32,7 @@ class RewardConfig:
     base: ModelConfig = field(default_factory=ModelConfig)
     source: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     run: RunConfig = field(default_factory=RunConfig)
     epochs: float = 1
     """Passes over the pairs."""

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from kinkajou.config.dialects import FROM_TABLE, filled, grpo_row, known_dialect, ppo_row
 from kinkajou.config.groups import ModelConfig, OptimConfig, RunConfig, at_least, require, within
+from kinkajou.config.parallel import EngineConfig, ParallelConfig
 from kinkajou.config.rl_checks import check_adaptive, check_judges, refuse_idle
 from kinkajou.errors import UserError
 
@@ -322,6 +323,7 @@ def resolve(cfg: Any, row: dict[str, Any]) -> None:
 class PPOConfig:
     base: ModelConfig = field(default_factory=ModelConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
     kl: KLConfig = field(default_factory=KLConfig)
@@ -330,6 +332,7 @@ class PPOConfig:
     ptx: PtxConfig = field(default_factory=PtxConfig)
     numerics: PPONumerics = field(default_factory=PPONumerics)
     optim: RLOptimConfig = field(default_factory=RLOptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
@@ -347,6 +350,7 @@ class PPOConfig:
 class GRPOConfig:
     base: ModelConfig = field(default_factory=ModelConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
     kl: KLConfig = field(default_factory=KLConfig)
@@ -354,6 +358,7 @@ class GRPOConfig:
     algo: GRPOAlgorithm = field(default_factory=GRPOAlgorithm)
     numerics: GRPONumerics = field(default_factory=GRPONumerics)
     optim: RLOptimConfig = field(default_factory=RLOptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:

@@ -27,6 +27,10 @@ class Engine(Protocol):
         """Takes new weights by name."""
         ...
 
+    def close(self) -> None:
+        """Ends what the engine has started: workers, servers."""
+        ...
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -63,6 +67,9 @@ class LocalEngine:
         for name, param in params:
             if own[name].data_ptr() != param.data_ptr():
                 own[name].copy_(param)
+
+    def close(self) -> None:
+        return None
 
     def generate(
         self,

@@ -20,6 +20,9 @@ M = TypeVar("M", bound=nn.Module)
 class Strategy(Protocol):
     rank: int
     world: int
+    """Processes that have data of their own, and which of them this is."""
+    main: bool
+    """Whether this process speaks and writes for all."""
     device: torch.device
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -60,7 +63,7 @@ class Strategy(Protocol):
 class Single:
     """One process."""
 
-    rank, world = 0, 1
+    rank, world, main = 0, 1, True
 
     def __init__(self) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -115,6 +118,7 @@ class Replicated(Single):
             torch.cuda.set_device(self.device)
         dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(seconds=600))
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.main = self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
         model.to(self.device)

@@ -38,7 +38,7 @@ SHOWN = ("score", "kl_ref", "eval_gold", "zero_spread", "response_length", "ende
 
 def train_grpo(cfg: GRPOConfig, inputs: RLInputs) -> Path:
     """Trains the policy against the judge; returns the folder of the checkpoint to use (best, else last)."""
-    s = make_strategy(cfg.run.strategy)
+    s = make_strategy(cfg.parallel.strategy)
     samples = cfg.rollout.prompts_per_step * cfg.algo.group_size
     check_divisible(cfg, samples, s)
     parts = load_parts(cfg, inputs, s)

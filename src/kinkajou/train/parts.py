@@ -17,7 +17,7 @@ from kinkajou.data.chat import ChatFormat
 from kinkajou.data.loader import Shuffle, share
 from kinkajou.data.sources import Prompt
 from kinkajou.engine import native
-from kinkajou.engine.engine import Engine, LocalEngine
+from kinkajou.engine.engine import Engine
 from kinkajou.errors import UserError
 from kinkajou.models.adapters import base_weights
 from kinkajou.models.backbone import BackboneScorer, shares_backbone
@@ -29,6 +29,7 @@ from kinkajou.rewards.judges import Judge
 from kinkajou.rewards.load import load_judge, parse_specs, reward_model_folder
 from kinkajou.train import preflight, setup
 from kinkajou.train.averages import MovingAverage
+from kinkajou.train.engines import make_engine
 from kinkajou.train.inputs import RLInputs
 from kinkajou.train.optim import adamw, save_optimizers
 from kinkajou.train.sft import collate
@@ -84,7 +85,7 @@ class Critic:
 
 
 def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
-    say = print if s.rank == 0 else lambda text: None
+    say = print if s.main else lambda text: None
     form = setup.load_format(cfg.base, setup.texts_of(prompt.messages for prompt in inputs.prompts), say)
     tasks = encode_prompts(cfg, inputs.prompts, form, say)
     held_out = encode_prompts(cfg, inputs.held_out, form, say)
@@ -122,7 +123,7 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
         language=language,
         reference=load_reference(cfg, state.reference, form, language, s) if needs_reference(cfg) else None,
         optimizer=optimizer,
-        engine=local_engine(cfg, language, form),
+        engine=make_engine(cfg, language, form),
         sampling=drawn_from(cfg),
         judge=judge,
         gold=judge_of(cfg, (cfg.judge.gold,), form, s) if cfg.judge.gold else None,
@@ -138,12 +139,6 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
 def drawn_from(cfg: RLConfig) -> Sampling:
     """The distribution of the settings."""
     return Sampling(cfg.rollout.temperature, cfg.rollout.top_k, cfg.rollout.top_p, cfg.rollout.min_p)
-
-
-def local_engine(cfg: RLConfig, language: LanguageModel, form: ChatFormat) -> LocalEngine:
-    """As many rows at once as a micro-batch has tokens for, 64 at least."""
-    rows = max(64, cfg.optim.tokens_per_microbatch // cfg.base.max_len)
-    return LocalEngine(language, end_ids=form.end_ids, pad_id=form.pad_id, max_rows=rows)
 
 
 def scorers_on_backbone(
@@ -268,7 +263,7 @@ def ptx_batches(
     """(step, number of the update) -> this rank's chats of the ptx loss; None without one."""
     if not inputs.ptx:
         return None
-    rows = setup.encode_chats(inputs.ptx, form, cfg.base.max_len, print if s.rank == 0 else lambda text: None)
+    rows = setup.encode_chats(inputs.ptx, form, cfg.base.max_len, print if s.main else lambda text: None)
     order = Shuffle(len(rows), cfg.ptx.ptx_batch_size, cfg.run.seed)
     updates = cfg.algo.epochs * cfg.rollout.prompts_per_step // cfg.algo.minibatch_size
 

@@ -34,7 +34,7 @@ LossFn = Callable[[nn.Module, Any, Tensor], Loss]
 
 def train_ppo(cfg: PPOConfig, inputs: RLInputs) -> Path:
     """Trains the policy against the judge; returns the folder of the checkpoint to use (best, else last)."""
-    s = make_strategy(cfg.run.strategy)
+    s = make_strategy(cfg.parallel.strategy)
     check_divisible(cfg, cfg.rollout.prompts_per_step, s)
     parts = load_parts(cfg, inputs, s)
     critic, ptx = load_critic(cfg, parts, s), ptx_batches(cfg, inputs, parts.form, s)

@@ -27,8 +27,8 @@ from kinkajou.train.run import Run
 
 def train_preference(cfg: PreferConfig, inputs: Inputs[Pair | Judged]) -> Path:
     """Trains on pairs or judged answers; returns the final checkpoint's folder."""
-    s = make_strategy(cfg.run.strategy)
-    say = print if s.rank == 0 else lambda text: None
+    s = make_strategy(cfg.parallel.strategy)
+    say = print if s.main else lambda text: None
     form = setup.load_format(cfg.base, setup.texts_of(map(messages_of, inputs.train)), say)
     task, rows, held_out = encode(cfg, inputs, form, say)
     sides = task.questions(()).rows

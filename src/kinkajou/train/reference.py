@@ -51,10 +51,10 @@ def reference_logps(
     path = Path(cfg.run.output) / FILE
     with reference_model(cfg, policy, form, s) as model:
         setup.check_context(model, max(len(row.tokens) for row in asked.rows))
-        key = fingerprint(model, asked) if s.rank == 0 else ""
-        known = s.gather(read(path, key, len(asked.rows), say) if s.rank == 0 else [])
+        key = fingerprint(model, asked) if s.main else ""
+        known = s.gather(read(path, key, len(asked.rows), say) if s.main else [])
         logps = torch.tensor(known or s.gather(score(model, asked, form.pad_id, cfg.optim.tokens_per_microbatch, s)))
-    if not known and s.rank == 0:
+    if not known and s.main:
         write(path, key, logps)
     return logps
 
@@ -78,7 +78,7 @@ def reference_model(cfg: PreferConfig, policy: LanguageModel, form: ChatFormat, 
 def score(model: LanguageModel, asked: Questions, pad_id: int, budget: int, s: Strategy) -> list[float]:
     """This rank's answers: every world-th."""
     own = range(s.rank, len(asked.rows), s.world)
-    console = Console("reference", max(1, len(own)), ("answers_left",), every=len(own) + 1, active=s.rank == 0)
+    console = Console("reference", max(1, len(own)), ("answers_left",), every=len(own) + 1, active=s.main)
     found: list[float] = []
     with console:
         for start in range(0, len(own), CHUNK):

@@ -30,8 +30,8 @@ def collate(rows: Sequence[Tokens], form: ChatFormat) -> PairBatch:
 
 def train_reward(cfg: RewardConfig, inputs: Inputs[Pair]) -> Path:
     """Trains on pairs; returns the final checkpoint's folder."""
-    s = make_strategy(cfg.run.strategy)
-    say = print if s.rank == 0 else lambda text: None
+    s = make_strategy(cfg.parallel.strategy)
+    say = print if s.main else lambda text: None
     texts = setup.texts_of((*pair.prompt, *pair.chosen, *pair.rejected) for pair in inputs.train)
     form = setup.load_format(cfg.base, texts, say)
     rows = setup.encode_pairs(inputs.train, form, cfg.base.max_len, say)

@@ -48,7 +48,7 @@ class Run:
         self.watcher = WATCHER.get()
         self.settings, self.strategy, self.total = cfg.run, strategy, self.watcher.total(total)
         self.folder, self.step = Path(cfg.run.output), 0
-        self.writes = strategy.rank == 0
+        self.writes = strategy.main
         self.writer: Writer | None = None
         """What writes a checkpoint if a finding stops the run (`--stop_on`)."""
         self.diagnosis = Diagnosis(bf16=cfg.base.dtype == "bf16")

@@ -31,8 +31,8 @@ def collate(rows: Sequence[Encoded], form: ChatFormat) -> TokenBatch:
 
 def train_sft(cfg: SFTConfig, inputs: Inputs[Chat]) -> Path:
     """Trains on the assistant's tokens; returns the final checkpoint's folder."""
-    s = make_strategy(cfg.run.strategy)
-    say = print if s.rank == 0 else lambda text: None
+    s = make_strategy(cfg.parallel.strategy)
+    say = print if s.main else lambda text: None
     form = setup.load_format(cfg.base, setup.texts_of(chat.messages for chat in inputs.train), say)
     rows = setup.encode_chats(inputs.train, form, cfg.base.max_len, say)
     held_out = setup.encode_chats(inputs.held_out, form, cfg.base.max_len, say)

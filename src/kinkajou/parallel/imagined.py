@@ -1,0 +1,225 @@
+"""A cluster that is not there: tensors without data, collectives that are only counted, torch's own memory tracker.
+
+All that is private in PyTorch and needed for it stands here.  One process is rank 0 of any number: parameters and what
+is computed from them are fake tensors (shapes, types and storages without memory); what comes from real tensors alone,
+such as indices of packed rows, is computed.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.distributed_c10d import _resolve_process_group
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+KINDS = {
+    "Sharded Param": "parameters",
+    "Parameter": "parameters",
+    "Buffer": "parameters",
+    "Unsharded Param": "gathered",
+    "All Gather": "gathered",
+    "Sharded Grad": "gradients",
+    "Unsharded Grad": "gradients",
+    "Gradient": "gradients",
+    "Reduce Scatter": "gradients",
+    "OptState": "optimizer",
+    "Optstate": "optimizer",
+    "Activation": "activations",
+    "Inputs": "activations",
+    "Other": "activations",
+    "Temp": "temporaries",
+}
+"""The trackers' names of what lies in memory, and ours."""
+HOSTED = {"Sharded Param", "Sharded Grad", "OptState"}
+"""What an offloading strategy keeps on the host."""
+ATEN = torch.ops.aten
+
+
+@dataclass
+class World:
+    """Collectives since they were last forgotten: calls of each kind, and bytes that this rank sends in rings."""
+
+    ranks: int
+    calls: Counter[str] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
+
+    def forget(self) -> None:
+        self.calls, self.sent = Counter(), Counter()
+
+
+class Imagined(TorchDispatchMode):
+    """Above PyTorch's fake mode: real tensors stay real among themselves, and questions for a number get an answer."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # it comes again with the tensors below
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self._count(func.name(), args)
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if not any(isinstance(x, FakeTensor) for x in given):
+            if not given and not whole_numbers(func, args, kwargs):
+                return func(*args, **kwargs)
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        if func is ATEN._local_scalar_dense.default:
+            return {torch.bool: True}.get(given[0].dtype, 1.0 if given[0].is_floating_point() else 1)
+        if func in (ATEN.allclose.default, ATEN.equal.default):
+            return True
+        if func is ATEN.index.Tensor:
+            args = (args[0], numbered(args[1]))
+        return func(*args, **kwargs)
+
+    def _count(self, name: str, args: Any) -> None:
+        name = name.partition("::")[2]
+        for kind, found in (("all_gather", "gather"), ("reduce_scatter", "scatter"), ("all_reduce", "reduce")):
+            if kind.replace("_", "") in name.replace("_", ""):
+                self.world.calls[kind] += 1
+                self.world.sent[kind] += sent(found, args)
+                return
+        if "wait" not in name and "barrier" not in name:
+            self.world.calls[name] += 1
+
+
+def sent(kind: str, args: Any) -> int:
+    """Bytes that one rank of a ring sends in a collective, from an operator's arguments."""
+    tensors = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
+    sizes = [x.numel() * x.element_size() for x in tensors]
+    if kind == "reduce":
+        n = ranks_of(args)
+        return 2 * sum(sizes) * (n - 1) // n
+    if len(tensors) > 1:  # output and input are both given
+        return max(sizes) - min(sizes)
+    n = next(x for x in args if isinstance(x, int))
+    return sizes[0] * (n - 1) if kind == "gather" else sizes[0] * (n - 1) // n
+
+
+def ranks_of(args: Any) -> int:
+    """Members of the process group among an operator's arguments."""
+    for x in args:
+        if isinstance(x, torch.ScriptObject) and "ProcessGroup" in str(x._type()):
+            return int(dist.ProcessGroup.unbox(x).size())
+    return int(_resolve_process_group(next(x for x in reversed(args) if isinstance(x, str))).size())
+
+
+def whole_numbers(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a new tensor holds whole numbers, so that something may be looked up by it."""
+    if "dtype" in kwargs and kwargs["dtype"] is not None:
+        return kwargs["dtype"] in (torch.int64, torch.bool)
+    return func.overloadpacket is ATEN.arange and all(isinstance(x, int) for x in args)
+
+
+def numbered(indices: Any) -> list[Any]:
+    """Indices with numbers of places instead of truth values: fake tensors do not know how many are true."""
+    found: list[Any] = []
+    with unset_fake_temporarily():
+        for x in indices:
+            true = x is not None and x.dtype == torch.bool
+            found += list(x.nonzero().unbind(1)) if true else [x]
+    return found
+
+
+@contextmanager
+def imagined_world(ranks: int) -> Iterator[World]:
+    """Inside, this process is rank 0 of that many, and what is built or computed from parameters has no data."""
+    world = World(ranks)
+    dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            stack.enter_context(Imagined(world))
+            yield world
+    finally:
+        dist.destroy_process_group()
+
+
+class Peak:
+    """Mixed into a tracker of torch's: the fullest moment of the device, by the tracker's own names."""
+
+    host_share = 0.0
+    most = -1
+
+    def begin(self, outer: nn.Module, host_share: float) -> AbstractContextManager[None]:
+        """`outer` is the module that is called; the trackers stop at its second call unless they forget the first."""
+        self.host_share, self.most, self.at = host_share, -1, dict[str, int]()
+        return self._watching(outer)
+
+    @contextmanager
+    def _watching(self, outer: nn.Module) -> Iterator[None]:
+        tracker: Any = self
+        with tracker:
+            handle = outer.register_forward_pre_hook(lambda *_: tracker.reset_mod_stats(), prepend=True)
+            try:
+                yield
+            finally:
+                handle.remove()
+
+    def _update_peak_stats(self, peak_state: Any) -> None:
+        now = {getattr(kind, "value", kind): size for kind, size in self.now().items()}
+        total = now.pop("Total", 0)
+        if total - (hosted := self._on_host(now)) > self.most:
+            self.most, self.at = total - hosted, now
+
+    def _on_host(self, now: Mapping[str, int]) -> int:
+        return round(self.host_share * sum(now.get(kind, 0) for kind in HOSTED))
+
+    def now(self) -> dict[Any, int]:
+        snapshot: dict[torch.device, dict[Any, int]] = self._curr_mem_snap  # type: ignore[attr-defined]
+        return snapshot.get(torch.device("cpu"), {})
+
+    def split(self, sizes: Mapping[Any, int]) -> tuple[dict[str, int], int]:
+        """Bytes on the device by our kinds, and bytes on the host."""
+        plain = {getattr(kind, "value", kind): size for kind, size in sizes.items()}
+        plain.pop("Total", None)
+        found: Counter[str] = Counter()
+        for kind, size in plain.items():
+            share = 1.0 - self.host_share if kind in HOSTED else 1.0
+            found[KINDS[kind]] += round(share * size)
+        return dict(found), self._on_host(plain)
+
+
+class ShardedPeak(Peak, FSDPMemTracker):
+    pass
+
+
+class WholePeak(Peak, MemTracker):
+    pass
+
+
+def tracker_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Peak:
+    """torch's tracker for a model as a strategy has wrapped it."""
+    root = getattr(model, "root", model)
+    if isinstance(root, FSDPModule):
+        return ShardedPeak(root, optimizer)
+    tracker = WholePeak()
+    tracker.track_external(model, *([optimizer] if optimizer else []))
+    return tracker
+
+
+def host_share(model: nn.Module) -> float:
+    """Share of a wrapped model's weights that its strategy keeps on the host."""
+    sizes = Counter[bool]()
+    for module in model.modules():
+        group = module._get_fsdp_state()._fsdp_param_group if isinstance(module, FSDPModule) else None
+        for param in group.fsdp_params if group else ():
+            sizes[isinstance(group.offload_policy, CPUOffloadPolicy)] += param.sharded_param.numel()
+    return sizes[True] / max(1, sizes.total())

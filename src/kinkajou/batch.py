@@ -6,9 +6,9 @@ value of the padding does not matter.  Batches are selected, split and moved, ne
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -80,6 +80,11 @@ def lengths_of(mask: Tensor) -> Tensor:
     """Tokens of each row up to its last True target, 0 for an empty row.  (b, t) -> (b,)."""
     ends = torch.arange(2, mask.shape[-1] + 2, device=mask.device) * mask
     return ends.amax(-1)
+
+
+B = TypeVar("B", bound=TokenBatch)
+Passes = Callable[[int], int]
+"""A rank's own number of passes through a model -> how many it has to make (`Strategy.passes`)."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +210,16 @@ def pad_pairs(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]
     both = pad_rows(rows, [[True] * len(row) for row in rows], pad_id=pad_id)
     width = both.tokens.shape[1]
     return PairBatch(both.tokens.view(len(chosen), 2, width), both.mask.view(len(chosen), 2, width - 1))
+
+
+def passed(batch: B, budget: int, passes: Passes = int) -> Iterator[tuple[B, bool]]:
+    """The micro-batches of a pass without gradients, in row order; then, as often as `passes` says that this rank has
+    to keep the others company, a row of no account (False)."""
+    parts = split_by_tokens(batch, budget)
+    for rows in parts:
+        yield batch.select(rows), True
+    for _ in range(passes(len(parts)) - len(parts)):
+        yield batch.map(lambda x: x[:1] if len(x) else x.new_zeros(1, *x.shape[1:])), False
 
 
 def split_by_tokens(batch: TokenBatch, budget: int) -> list[Tensor]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kinkajou.parallel import allocator
-from kinkajou.parallel.strategy import make_strategy
+from kinkajou.parallel.make import make_strategy
 
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 

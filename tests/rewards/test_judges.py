@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from answers import answer, rollout_of
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from kinkajou.errors import UserError
@@ -25,7 +25,7 @@ def load(*specs: str, **changes: Any) -> Judge:
     options: dict[str, Any] = {
         "tokenizer": tiny_tokenizer(),
         "dtype": "fp32",
-        "device": "cpu",
+        "place": nn.Module.cpu,
         "tokens_per_microbatch": 5,
         "ensemble_penalty": 0.0,
         "timeout_s": 20.0,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from answers import answer
 
+from kinkajou import exchange
 from kinkajou.errors import UserError
 from kinkajou.rewards import remote
 from kinkajou.rewards.remote import Service
@@ -261,5 +262,5 @@ def test_this_machine_is_asked_without_a_proxy(stub: Stub, monkeypatch: pytest.M
         monkeypatch.setenv(name, "http://127.0.0.1:9/")
     monkeypatch.delenv("no_proxy", raising=False)
     assert service(stub, lengths)[0](ANSWERS) == [3, 5, 0]
-    assert not remote.is_loopback("example.org")
-    assert all(map(remote.is_loopback, ("localhost", "127.3.2.1", "::1")))
+    assert not exchange.is_loopback("example.org")
+    assert all(map(exchange.is_loopback, ("localhost", "127.3.2.1", "::1")))

@@ -15,7 +15,7 @@ from kinkajou.algos.losses import Loss, cross_entropy
 from kinkajou.batch import TokenBatch
 from kinkajou.errors import UserError
 from kinkajou.models.forward import LanguageModel
-from kinkajou.parallel.strategy import make_strategy
+from kinkajou.parallel.make import make_strategy
 from kinkajou.train.optim import adamw
 from kinkajou.train.run import Run
 from kinkajou.train.update import Objective, update

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kinkajou.data.chat import ChatFormat, Encoded
 from kinkajou.data.tokenizer import prepare
@@ -90,9 +90,7 @@ def test_prompts_have_no_answers_to_end(small: Small, tmp_path: Path) -> None:
     form = setup.load_format(cfg.base, (), lambda text: None)
     tokens = form.prompts(prompt.messages for prompt in inputs.prompts)  # type: ignore[union-attr]
     said = list[str]()
-    judge = ModelJudge(
-        load_reward_model(small.judge, form.tokenizer, "fp32", "cpu", 512).model, tokens_per_microbatch=512
-    )
+    judge = ModelJudge(load_reward_model(small.judge, form.tokenizer, "fp32", nn.Module.cpu), tokens_per_microbatch=512)
     preflight.before_run(cfg, form, inputs, preflight.uncounted(tokens), say=said.append, judge=judge)
     assert said == []
 

@@ -49,6 +49,26 @@ def merged(model: nn.Module) -> nn.Module:
     return cast(nn.Module, copy.deepcopy(model).merge_and_unload())
 
 
+def merged_weights(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What `merged` would hold, from the model's weights by name: W + scale B A for each adapted W (Hu 2021, eq. 3)."""
+    if not isinstance(model, PeftModel):
+        return weights
+    found = {}
+    for name, x in weights.items():
+        if ".lora_" in name or ".original_module." in name:
+            continue
+        plain = name.removeprefix("base_model.model.")
+        plain = plain.replace(".base_layer.", ".").replace(f".modules_to_save.{TRAINED}.", ".")
+        if name.endswith(".base_layer.weight"):
+            stem = name.removesuffix(".base_layer.weight")
+            layer = cast(Any, model.get_submodule(stem))
+            a, b = (weights[f"{stem}.lora_{side}.{TRAINED}.weight"] for side in "AB")
+            delta = (b @ a) * layer.scaling[TRAINED]
+            x = x + (delta.T if layer.fan_in_fan_out else delta)
+        found[plain] = x
+    return found
+
+
 @contextmanager
 def base_weights(model: nn.Module) -> Iterator[None]:
     """Inside, the adapters are off: the model is what it was before LoRA."""
@@ -104,10 +124,13 @@ def apply_adapter(model: nn.Module, folder: str) -> nn.Module:
     return cast(nn.Module, loaded.merge_and_unload()).requires_grad_(True)  # PEFT froze what it adapted
 
 
-def save_adapted(model: nn.Module, folder: str) -> None:
+def save_adapted(model: nn.Module, folder: str, weights: dict[str, Tensor] | None = None) -> None:
     """A plain model, or adapters alone: an embedding grown by a pad token is not stored, its row is not trained."""
-    own = {"save_embedding_layers": False, "selected_adapters": [TRAINED]} if isinstance(model, PeftModel) else {}
-    cast(Any, model).save_pretrained(folder, **own)
+    own: dict[str, Any] = (
+        {"save_embedding_layers": False, "selected_adapters": [TRAINED]} if isinstance(model, PeftModel) else {}
+    )
+    given = {} if weights is None else {"state_dict": weights}
+    cast(Any, model).save_pretrained(folder, **own, **given)
 
 
 def whole_weights(folder: str) -> set[str]:

@@ -42,4 +42,4 @@ class BackboneScorer(ScalarModel):
 
     def forward(self, tokens: Tensor, mask: Tensor, *, at: Literal["end", "targets"]) -> Tensor:
         with torch.no_grad(), second_adapter(self.module, self.name):
-            return super().forward(tokens, mask, at=at)
+            return self._of[0].run(super().forward, tokens, mask, at=at)

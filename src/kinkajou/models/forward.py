@@ -3,9 +3,10 @@
 Shapes: b rows, t targets, n packed tokens, k counting targets, c channels, v vocabulary.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from kinkajou.models.linear_logp import Head, linear_logp, tile_rows
 from kinkajou.models.precision import Bfloat16
 
 Dtype = Literal["fp32", "bf16"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class PackedModel(nn.Module):
         super().__init__()
         self.module, self.dtype = module, dtype
         self._half: Bfloat16 | None = None
+        self._handed = False
 
     @property
     def inner(self) -> Any:
@@ -86,11 +89,34 @@ class PackedModel(nn.Module):
 
         Softmax, losses and the scalar head stay float32.  A decoding step that binds costs microseconds.
         """
-        if self.dtype == "fp32":
+        if self.dtype == "fp32" or self._handed:
             return nullcontext()
         if self._half is None or not self._half.fits(self.module):
             self._half = Bfloat16(self.module, keep=self.kept)
         return self._half.bind()
+
+    def hand_over(self) -> None:
+        """Casting to the compute type is left to a strategy that gathers weights in it."""
+        self._handed = True
+
+    @property
+    def root(self) -> nn.Module:
+        return self
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers, in order."""
+        lists = (m for m in self.inner.base_model.modules() if isinstance(m, nn.ModuleList))
+        return list(next(m for m in lists if len(m) == self.inner.config.get_text_config().num_hidden_layers))
+
+    @property
+    def wide(self) -> list[nn.Module]:
+        """Modules that compute in float32 whatever the compute type."""
+        return []
+
+    def run(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Does work that reads weights in another way than `forward`: where they are sharded, they are whole inside."""
+        return work(*args, **kwargs)
 
     def grown(self) -> None:
         """Parameters have been added: what is bound is counted anew."""
@@ -231,7 +257,33 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.language, self.head = language, head
 
-    def forward(
+    @property
+    def dtype(self) -> Dtype:
+        return self.language.dtype
+
+    @property
+    def root(self) -> nn.Module:
+        return self.language
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return self.language.blocks
+
+    @property
+    def wide(self) -> list[nn.Module]:
+        return [self.head]
+
+    def hand_over(self) -> None:
+        self.language.hand_over()
+
+    def forward(self, *args: Any, **kwargs: Any) -> SharedScores:
+        """(b, t+1), (b, t), (b, t) -> log-probabilities at `mask`, values before the targets of `value_mask`.
+
+        `entropy` and `slope` as a `LanguageModel` takes them.
+        """
+        return self.language.run(self._scores, *args, **kwargs)
+
+    def _scores(
         self,
         tokens: Tensor,
         mask: Tensor,
@@ -241,10 +293,6 @@ class ActorCritic(nn.Module):
         entropy: bool = False,
         slope: Tensor | None = None,
     ) -> SharedScores:
-        """(b, t+1), (b, t), (b, t) -> log-probabilities at `mask`, values before the targets of `value_mask`.
-
-        `entropy` and `slope` as a `LanguageModel` takes them.
-        """
         model, asked = self.language, mask if value_mask is None else value_mask
         rows = pack(tokens[:, :-1], read_lengths(mask | asked))
         if slope is not None:
@@ -267,6 +315,10 @@ class ScalarModel(PackedModel):
     @property
     def score_head(self) -> nn.Module:
         return cast(nn.Module, self.inner.score)
+
+    @property
+    def wide(self) -> list[nn.Module]:
+        return [self.score_head]
 
     @property
     def kept(self) -> list[Tensor]:

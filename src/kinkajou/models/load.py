@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -257,20 +257,27 @@ def check_forward(model: PackedModel) -> None:
 def save_model(
     model: PackedModel,
     tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
+    folder: Path | None,
     *,
     end_ids: Iterable[int] = (),
     lora: adapters.Save = "merged",
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
     """A plain Hugging Face folder: safetensors, config, tokenizer with template, generation settings.
 
-    `end_ids` are all tokens that end an answer; other programs stop at them too.
+    `end_ids` are all tokens that end an answer; other programs stop at them too.  `weights` are the module's own by
+    name, where it holds shards alone (`Strategy.full_state`); a folder of None writes nothing.
     """
-    module = model.module if lora == "adapter" else adapters.merged(model.module)
+    if folder is None:
+        return
+    if lora == "merged" and weights is not None:
+        module, weights = model.inner, adapters.merged_weights(model.module, weights)
+    else:
+        module = model.module if lora == "adapter" else adapters.merged(model.module)
     inner = cast(Any, module)
     if lora == "merged" and isinstance(model, LanguageModel) and inner.generation_config is not None:
         inner.generation_config.eos_token_id = sorted({int(tokenizer.eos_token_id), *end_ids})
         inner.generation_config.pad_token_id = tokenizer.pad_token_id
     inner.config.pad_token_id = tokenizer.pad_token_id
-    adapters.save_adapted(module, str(folder))
+    adapters.save_adapted(module, str(folder), weights)
     tokenizer.save_pretrained(str(folder))

@@ -34,3 +34,10 @@ def keep_freed() -> None:
         libc.mallopt(MMAP_THRESHOLD, LARGEST)
         libc.mallopt(TRIM_THRESHOLD, LARGEST)
         libc.mallopt(TOP_PAD, 2**26)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses now, of the GPU or of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,18 +1,10 @@
 """Strategies: how parameters, gradients and optimiser state lie over ranks.  Trainers know only the protocol."""
 
-import inspect
-import os
-from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
-from typing import Any, Protocol, TypeVar, cast
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-
-from kinkajou.errors import UserError
-from kinkajou.parallel import allocator
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -24,6 +16,10 @@ class Strategy(Protocol):
     main: bool
     """Whether this process speaks and writes for all."""
     device: torch.device
+    sharded: bool
+    """Whether a wrapped model's weights are spread over ranks, so that they are used by all ranks together."""
+    notes: list[str]
+    """What was decided on the way and the user should know."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Places the model on this rank's device and makes its backward pass collective."""
@@ -35,6 +31,13 @@ class Strategy(Protocol):
         """Whether the next forward and backward pass sums gradients over ranks; off while accumulating."""
         ...
 
+    def passes(self, number: int) -> int:
+        """Passes through a wrapped model that this rank must make, if it has this many micro-batches of its own.
+
+        Where weights are sharded every pass is made by all ranks together, so those with fewer make empty ones.
+        """
+        ...
+
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of a loss that already carries the global denominator."""
         ...
@@ -43,7 +46,17 @@ class Strategy(Protocol):
         """Scales gradients down to `max_norm`; returns the norm they had."""
         ...
 
-    def full_params(self, model: nn.Module) -> Iterable[tuple[str, Tensor]]: ...
+    def full_params(self, model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+        """Every parameter whole, one after the other; all ranks must go through them together."""
+        ...
+
+    def full(self, x: Tensor) -> Tensor:
+        """A tensor that may be a shard, whole on the device; by all ranks together."""
+        ...
+
+    def full_state(self, model: nn.Module) -> dict[str, Tensor] | None:
+        """The state dict whole in the main process's memory, nothing elsewhere; None where the model has it already."""
+        ...
 
     def all_sum(self, x: Tensor) -> Tensor: ...
 
@@ -63,10 +76,11 @@ class Strategy(Protocol):
 class Single:
     """One process."""
 
-    rank, world, main = 0, 1, True
+    rank, world, main, sharded = 0, 1, True, False
 
     def __init__(self) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.notes: list[str] = []
 
     def wrap(self, model: nn.Module) -> nn.Module:
         return model.to(self.device)
@@ -77,6 +91,9 @@ class Single:
     def sync(self, model: nn.Module, on: bool) -> None:
         return None
 
+    def passes(self, number: int) -> int:
+        return number
+
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
@@ -85,6 +102,12 @@ class Single:
 
     def full_params(self, model: nn.Module) -> Iterable[tuple[str, Tensor]]:
         return self.unwrap(model).named_parameters()
+
+    def full(self, x: Tensor) -> Tensor:
+        return x
+
+    def full_state(self, model: nn.Module) -> dict[str, Tensor] | None:
+        return None
 
     def all_sum(self, x: Tensor) -> Tensor:
         return x
@@ -100,77 +123,3 @@ class Single:
 
     def close(self) -> None:
         return None
-
-
-class Replicated(Single):
-    """DDP under torchrun: every rank holds everything.  gloo on CPU, nccl on GPU."""
-
-    def __init__(self) -> None:
-        if "LOCAL_RANK" not in os.environ:
-            raise UserError(
-                "strategy 'ddp' runs under torchrun",
-                fix="torchrun --standalone --nproc_per_node=2 -m kinkajou sft ..., or --strategy naive",
-            )
-        gpu = torch.cuda.is_available()
-        local = int(os.environ["LOCAL_RANK"])
-        self.device = torch.device("cuda", local) if gpu else torch.device("cpu")
-        if gpu:
-            torch.cuda.set_device(self.device)
-        dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(seconds=600))
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.main = self.rank == 0
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        model.to(self.device)
-        if not any(param.requires_grad for param in model.parameters()):
-            return model
-        # torch 2.13 renames the option, and warns of the name that 2.11 has.
-        known = inspect.signature(DistributedDataParallel.__init__).parameters
-        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        buffers: dict[str, Any] = {name: False}
-        return DistributedDataParallel(model, gradient_as_bucket_view=True, **buffers)
-
-    def unwrap(self, model: nn.Module) -> nn.Module:
-        return cast(nn.Module, model.module) if isinstance(model, DistributedDataParallel) else model
-
-    def sync(self, model: nn.Module, on: bool) -> None:
-        model.require_backward_grad_sync = on  # type: ignore[assignment]
-
-    def backward(self, loss: Tensor) -> None:
-        (loss * self.world).backward()  # type: ignore[no-untyped-call]  # undoes DDP's average
-
-    def all_sum(self, x: Tensor) -> Tensor:
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
-
-    def all_rows(self, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(self.world)]
-        dist.all_gather(parts, x.contiguous())
-        return torch.stack(parts, dim=1).flatten(0, 1)
-
-    def gather(self, rows: Sequence[object]) -> list[object]:
-        parts: list[Sequence[object]] = [()] * self.world
-        dist.all_gather_object(parts, list(rows))
-        return [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
-
-    def barrier(self) -> None:
-        dist.barrier()
-
-    def close(self) -> None:
-        dist.destroy_process_group()
-
-
-BUILT: dict[str, Callable[[], Strategy]] = {"naive": Single, "ddp": Replicated}
-
-
-def make_strategy(name: str) -> Strategy:
-    """The named strategy.  A process group without a strategy that uses it would train the same thing twice."""
-    if name == "naive" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "strategy 'naive' is one process, but torchrun started several",
-            evidence=f"WORLD_SIZE={os.environ['WORLD_SIZE']}",
-            fix="say --strategy ddp, or start one process",
-        )
-    allocator.settle()
-    return BUILT[name]()

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kinkajou.batch import Rollout, split_by_tokens
+from kinkajou.batch import Passes, Rollout, passed
 from kinkajou.errors import UserError
 from kinkajou.models.forward import ScalarModel
 from kinkajou.rewards.answer import Answer, Rule, sample_of
@@ -50,13 +50,16 @@ class TextJudge:
 class ModelJudge:
     """A reward model, read at the last sampled token."""
 
-    def __init__(self, model: ScalarModel, *, tokens_per_microbatch: int) -> None:
-        self.model, self.budget = model, tokens_per_microbatch
+    def __init__(self, model: ScalarModel, *, tokens_per_microbatch: int, passes: Passes = int) -> None:
+        self.model, self.budget, self.passes = model, tokens_per_microbatch, passes
 
     @torch.no_grad()
     def __call__(self, answers: Sequence[Answer], rollout: Rollout) -> Verdict:
-        parts = [rollout.select(rows) for rows in split_by_tokens(rollout, self.budget)]
-        scores = [self.model(part.tokens, part.mask, at="end") for part in parts]
+        found = [
+            (self.model(part.tokens, part.mask, at="end"), counts)
+            for part, counts in passed(rollout, self.budget, self.passes)
+        ]
+        scores = [x for x, counts in found if counts]
         return Verdict(torch.cat([torch.zeros(0, device=rollout.tokens.device), *scores]))
 
 

@@ -1,12 +1,14 @@
 """From the specs of a recipe to one judge."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import cast
 
-import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from kinkajou.batch import Passes
 from kinkajou.data.tokenizer import check_vocabulary
 from kinkajou.errors import UserError
 from kinkajou.models.forward import Dtype, ScalarModel
@@ -19,13 +21,16 @@ from kinkajou.rewards.specs import Spec, check_specs, parse_specs, reward_model_
 
 __all__ = ["check_specs", "load_judge", "parse_specs", "reward_model_folder"]
 
+Place = Callable[[nn.Module], nn.Module]
+
 
 def load_judge(
     specs: Sequence[str],
     *,
     tokenizer: PreTrainedTokenizerBase,
     dtype: Dtype,
-    device: torch.device | str,
+    place: Place,
+    passes: Passes = int,
     tokens_per_microbatch: int,
     ensemble_penalty: float,
     timeout_s: float,
@@ -34,16 +39,16 @@ def load_judge(
 ) -> Judge:
     """The weighted sum of what the specs name, ready to be asked; `tokenizer` is the policy's.
 
-    `ready` are reward models that are loaded already, by the folder that a spec names.
+    `place` puts a reward model where it computes, `passes` is the strategy's.  `ready` are reward models that are
+    loaded already, by the folder that a spec names.
     """
     terms = parse_specs(specs)
     if not terms:
         raise UserError("there is no reward", fix="--reward rule:ended, or a reward model's folder")
 
     def reward_model(folder: str) -> Judge:
-        if folder in ready:
-            return ModelJudge(ready[folder], tokens_per_microbatch=tokens_per_microbatch)
-        return load_reward_model(folder, tokenizer, dtype, device, tokens_per_microbatch)
+        model = ready[folder] if folder in ready else load_reward_model(folder, tokenizer, dtype, place)
+        return ModelJudge(model, tokens_per_microbatch=tokens_per_microbatch, passes=passes)
 
     def judge(term: Spec) -> Judge:
         match term.kind:
@@ -63,16 +68,10 @@ def load_judge(
     return WeightedSum([Term(name, term.weight, judge(term)) for name, term in zip(names, terms, strict=True)])
 
 
-def load_reward_model(
-    folder: str,
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: Dtype,
-    device: torch.device | str,
-    tokens_per_microbatch: int,
-) -> ModelJudge:
+def load_reward_model(folder: str, tokenizer: PreTrainedTokenizerBase, dtype: Dtype, place: Place) -> ScalarModel:
     """A reward model that reads the policy's tokens as they are: their vocabularies must be equal."""
     source = find_model(folder)
     fix = "train the reward model from the policy's SFT model, or with its tokenizer"
     check_vocabulary(source, tokenizer, other="reward model", fix=fix)
     model = load_scalar_model(source, tokenizer, LoadOptions(dtype=dtype), fresh=False).freeze()
-    return ModelJudge(model.to(device), tokens_per_microbatch=tokens_per_microbatch)
+    return cast(ScalarModel, place(model))

@@ -1,43 +1,21 @@
 """A reward service asked over HTTP.  The protocol is in docs/rewards.md; the host is one that the user trusts."""
 
 import email.utils
-import ipaddress
 import random
-import threading
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse, IncompleteRead
 from typing import Any
-from urllib.parse import urlsplit
 
 from kinkajou.data import strict_json
 from kinkajou.data.records import kind, shown
 from kinkajou.errors import UserError
+from kinkajou.exchange import FAULTS, Host, TooMuch, reason_of
 from kinkajou.rewards import wire
 from kinkajou.rewards.answer import Answer, sample_of
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 SPARE_BYTES, BYTES_PER_SAMPLE = 65_536, 1_024
-
-
-@dataclass(frozen=True)
-class Reply:
-    status: int
-    reason: str
-    retry_after: str
-    body: bytes
-
-    @property
-    def passing(self) -> bool:
-        """A fault that may be gone at the next try."""
-        return self.status >= 500 or self.status == 429
-
-    def __str__(self) -> str:
-        return f"HTTP {self.status} {self.reason}: {shown(self.body[:200].decode(errors='replace'), 200)}"
 
 
 class Service:
@@ -47,7 +25,7 @@ class Service:
         self, url: str, *, timeout_s: float, retries: int, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self.url, self.timeout_s, self.retries, self.sleep = url, timeout_s, retries, sleep
-        self.opener = opener(url)
+        self.host = Host(url)
         self.dice = random.Random()  # its own: the run's random numbers do not depend on a service's faults
 
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
@@ -62,11 +40,14 @@ class Service:
             if tried:
                 self.sleep(self.pause(tried, named))
             try:
-                reply = self.post(body, limit)
-            except (OSError, HTTPException) as fault:
-                last, named = str(getattr(fault, "reason", "") or fault) or type(fault).__name__, ""
+                reply = self.host.ask("", body, limit=limit, timeout_s=self.timeout_s)
+            except FAULTS as fault:
+                last, named = reason_of(fault), ""
                 continue
-            if 200 <= reply.status < 300:
+            except TooMuch as fault:
+                fix = "is this a reward service? docs/rewards.md has the protocol"
+                raise self.fault("sends too much", str(fault), fix) from None
+            if reply.good:
                 return reply.body
             if not reply.passing:
                 raise self.fault("refuses the request", f"{reply}", "look at the service's log; is the path right?")
@@ -81,64 +62,6 @@ class Service:
         """Doubles from try to try, shortened by chance so that many ranks do not come back at once."""
         doubled = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(tried - 1, 10))
         return max(doubled * self.dice.uniform(0.5, 1), min(seconds_named(retry_after), self.timeout_s))
-
-    def post(self, body: bytes, limit: int) -> Reply:
-        """One request; TimeoutError when the whole of it, from the host's address to the last byte, takes too long.
-
-        A socket's own timeout starts again with each byte, and a name is looked up without any: so it is asked in a
-        thread, which may be left behind.
-        """
-        reply: Future[Reply] = Future()
-
-        def ask() -> None:
-            try:
-                reply.set_result(self.exchange(body, limit))
-            except (OSError, HTTPException, UserError) as fault:
-                reply.set_exception(fault)
-
-        threading.Thread(target=ask, daemon=True).start()
-        try:
-            return reply.result(self.timeout_s)
-        except TimeoutError:
-            raise TimeoutError(f"timed out after {self.timeout_s:g} s") from None
-
-    def exchange(self, body: bytes, limit: int) -> Reply:
-        deadline = time.monotonic() + self.timeout_s
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "kinkajou"}
-        request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
-        with self.opener.open(request, timeout=self.timeout_s) as response:
-            text = self.read(response, limit, deadline)
-            named = response.headers.get("Retry-After", "")
-            return Reply(response.status, response.reason or "", named, text)
-
-    def read(self, response: HTTPResponse, limit: int, deadline: float) -> bytes:
-        pieces, size = [], 0
-        while piece := response.read1(65_536):
-            pieces.append(piece)
-            size += len(piece)
-            if size > limit:
-                fix = "is this a reward service? docs/rewards.md has the protocol"
-                raise self.fault("sends too much", f"more than {limit:,} bytes", fix)
-            if time.monotonic() > deadline:  # nobody waits for it any more
-                raise TimeoutError
-        if response.length:
-            raise IncompleteRead(b"", response.length)
-        return b"".join(pieces)
-
-
-def opener(url: str) -> urllib.request.OpenerDirector:
-    """Follows no redirect, and goes through no proxy to this machine itself."""
-    director = urllib.request.OpenerDirector()
-    proxies = urllib.request.ProxyHandler({} if is_loopback(urlsplit(url).hostname or "") else None)
-    for handler in (proxies, urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()):
-        director.add_handler(handler)
-    return director
-
-
-def is_loopback(host: str) -> bool:
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost" or host.endswith(".localhost")
 
 
 def seconds_named(retry_after: str) -> float:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from kinkajou import config
 from kinkajou.data import preflight as checks
 from kinkajou.data.chat import ChatFormat, Encoded
@@ -133,10 +135,7 @@ def of_judges(cfg: config.RLConfig, rows: Sequence[Encoded], form: ChatFormat) -
         folder for spec in specs if spec.kind in ("model", "ensemble") for folder in spec.body.split(",")
     )
     try:
-        models = [
-            load_reward_model(folder, form.tokenizer, cfg.base.dtype, "cpu", cfg.optim.tokens_per_microbatch).model
-            for folder in folders
-        ]
+        models = [load_reward_model(folder, form.tokenizer, cfg.base.dtype, nn.Module.cpu) for folder in folders]
     except UserError as fault:
         return [Finding("reward_scores", fault.problem, fault.evidence, fault.fix, "error")]
     return [preflight.scores_told(models, rows, form)] if models else []

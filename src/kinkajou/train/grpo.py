@@ -5,6 +5,7 @@ GRPO (Shao 2024), Dr. GRPO (Liu 2025), DAPO (Yu 2025), GSPO (Zheng 2025), CISPO 
 (config/dialects.py).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,7 +17,8 @@ from kinkajou.algos.losses import Loss
 from kinkajou.batch import GRPOBatch
 from kinkajou.config import GRPOConfig
 from kinkajou.data.loader import share
-from kinkajou.parallel.strategy import Strategy, make_strategy
+from kinkajou.parallel.strategy import Strategy
+from kinkajou.train import setup
 from kinkajou.train.estimates import grpo_advantages
 from kinkajou.train.inputs import RLInputs
 from kinkajou.train.parts import RLParts, check_divisible, load_parts
@@ -38,7 +40,7 @@ SHOWN = ("score", "kl_ref", "eval_gold", "zero_spread", "response_length", "ende
 
 def train_grpo(cfg: GRPOConfig, inputs: RLInputs) -> Path:
     """Trains the policy against the judge; returns the folder of the checkpoint to use (best, else last)."""
-    s = make_strategy(cfg.parallel.strategy)
+    s = setup.strategy_of(cfg.parallel)
     samples = cfg.rollout.prompts_per_step * cfg.algo.group_size
     check_divisible(cfg, samples, s)
     parts = load_parts(cfg, inputs, s)
@@ -73,7 +75,7 @@ def score(cfg: GRPOConfig, parts: RLParts, sampled: Sampled, s: Strategy) -> tup
     rollout, budget = sampled.rollout, cfg.optim.tokens_per_microbatch
     mask, coefficient = rollout.mask, parts.state.kl_coef
     logp = old_logps(cfg, parts, rollout, s)
-    ref_logp = in_parts(rollout, budget, parts.reference) if parts.reference else torch.zeros_like(logp)
+    ref_logp = in_parts(rollout, budget, parts.reference, s.passes) if parts.reference else torch.zeros_like(logp)
     kl_reward = kl_term(cfg, logp, ref_logp) * mask if parts.reference else torch.zeros_like(logp)
     in_reward = coefficient if cfg.kl.kl_in == "reward" else 0.0
     scores = shaped(cfg, rollout)
@@ -94,13 +96,17 @@ def score(cfg: GRPOConfig, parts: RLParts, sampled: Sampled, s: Strategy) -> tup
     }
 
 
-def improve(cfg: GRPOConfig, parts: RLParts, batch: GRPOBatch, step: int, s: Strategy) -> dict[str, float]:
-    """Epochs over shuffled minibatches of all ranks' rollouts; means of what `update` reports."""
-
+def loss_of(cfg: GRPOConfig, parts: RLParts) -> Callable[[nn.Module, GRPOBatch, Tensor], Loss]:
     def loss(model: nn.Module, b: GRPOBatch, count: Tensor) -> Loss:
         new = model(b.tokens, b.mask, parts.sampling, entropy=True)
         return policy_loss(cfg, new, b, count, kl_coef=parts.state.kl_coef)
 
+    return loss
+
+
+def improve(cfg: GRPOConfig, parts: RLParts, batch: GRPOBatch, step: int, s: Strategy) -> dict[str, float]:
+    """Epochs over shuffled minibatches of all ranks' rollouts; means of what `update` reports."""
+    loss = loss_of(cfg, parts)
     history: list[dict[str, float]] = []
     for rows in minibatches(cfg, len(batch), step):
         if not batch.mask[rows].any():  # `mask_truncated` may leave nothing to learn from

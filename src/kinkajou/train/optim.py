@@ -1,13 +1,13 @@
 """AdamW over float32 weights, and learning-rate schedules over the whole run."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 
 def adamw(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -38,10 +38,16 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def save_optimizers(optimizers: Mapping[str, torch.optim.Optimizer], folder: Path) -> None:
-    """`state/NAME.safetensors`: tensors `INDEX.exp_avg`, `INDEX.exp_avg_sq`, `INDEX.step` for each parameter."""
-    (folder / "state").mkdir(exist_ok=True)
+def save_optimizers(
+    optimizers: Mapping[str, torch.optim.Optimizer], folder: Path | None, full: Callable[[Tensor], Tensor]
+) -> None:
+    """`state/NAME.safetensors`: tensors `INDEX.exp_avg`, `INDEX.exp_avg_sq`, `INDEX.step` for each parameter.
+
+    `full` is the strategy's; with a folder of None this process lends its shards alone.
+    """
     for name, optimizer in optimizers.items():
         state = optimizer.state_dict()["state"]
-        tensors = {f"{i}.{key}": x.contiguous() for i, entry in state.items() for key, x in entry.items()}
-        save_file(tensors, folder / "state" / f"{name}.safetensors")
+        tensors = {f"{i}.{key}": full(x).cpu().contiguous() for i, entry in state.items() for key, x in entry.items()}
+        if folder:
+            (folder / "state").mkdir(exist_ok=True)
+            save_file(tensors, folder / "state" / f"{name}.safetensors")

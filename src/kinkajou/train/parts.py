@@ -29,7 +29,7 @@ from kinkajou.rewards.judges import Judge
 from kinkajou.rewards.load import load_judge, parse_specs, reward_model_folder
 from kinkajou.train import preflight, setup
 from kinkajou.train.averages import MovingAverage
-from kinkajou.train.engines import make_engine
+from kinkajou.train.engines import make_engine, sampled_from
 from kinkajou.train.inputs import RLInputs
 from kinkajou.train.optim import adamw, save_optimizers
 from kinkajou.train.sft import collate
@@ -64,9 +64,9 @@ class RLParts:
     order: Shuffle
     average: MovingAverage | None
     state: RLState
-    writers: list[Callable[[Path], None]]
+    writers: list[Callable[[Path | None], None]]
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path | None) -> None:
         """A checkpoint: the policy as a plain Hugging Face folder, and what else the trainers keep."""
         for writer in self.writers:
             writer(folder)
@@ -97,7 +97,10 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
     setup.check_context(language, longest + cfg.rollout.max_new_tokens)
     shared = isinstance(cfg, PPOConfig) and cfg.algo.backbone == "shared"
     actor = ActorCritic(language, scalar_head(language.width, seed=cfg.run.seed)) if shared else language
+    if isinstance(actor, ActorCritic):
+        load_head(actor, Path(source) / HEAD)
     ready = scorers_on_backbone(cfg, language, source, say) if shared else {}
+    engine_model = sampled_from(cfg, language, s)
     policy = s.wrap(actor)
     optimizer = adamw(actor, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
     average = MovingAverage(language, cfg.algo.ema_decay) if cfg.algo.ema_decay else None
@@ -108,14 +111,21 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
     judge = judge_of(cfg, cfg.judge.reward, form, s, ready)
     preflight.before_run(cfg, form, inputs, preflight.uncounted(task.tokens for task in tasks), say=say, judge=judge)
 
-    def write(folder: Path) -> None:
-        save_model(language, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save)
-        save_state(state, folder)
+    def save(folder: Path | None) -> None:
+        weights = s.full_state(language.module)
+        save_model(language, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save, weights=weights)
+
+    def write(folder: Path | None) -> None:
+        save(folder)
+        if folder:
+            save_state(state, folder)
         if average:
             with average.in_place():
-                save_model(language, form.tokenizer, folder / "ema", end_ids=form.end_ids, lora=cfg.base.lora_save)
+                save(folder and folder / "ema")
+        if shared:
+            save_head(s.full(cast(ActorCritic, actor).head.weight), folder and folder / HEAD)
         if cfg.run.save_optimizer:
-            save_optimizers({"optimizer": optimizer}, folder)
+            save_optimizers({"optimizer": optimizer}, folder, s.full)
 
     return RLParts(
         form=form,
@@ -123,7 +133,7 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
         language=language,
         reference=load_reference(cfg, state.reference, form, language, s) if needs_reference(cfg) else None,
         optimizer=optimizer,
-        engine=make_engine(cfg, language, form),
+        engine=make_engine(cfg, engine_model, form),
         sampling=drawn_from(cfg),
         judge=judge,
         gold=judge_of(cfg, (cfg.judge.gold,), form, s) if cfg.judge.gold else None,
@@ -165,7 +175,8 @@ def judge_of(
         specs,
         tokenizer=form.tokenizer,
         dtype=cfg.base.dtype,
-        device=s.device,
+        place=s.wrap,
+        passes=s.passes,
         tokens_per_microbatch=cfg.optim.tokens_per_microbatch,
         ensemble_penalty=cfg.judge.ensemble_penalty,
         timeout_s=cfg.judge.reward_timeout_s,
@@ -190,7 +201,7 @@ def load_reference(cfg: RLConfig, source: str, form: ChatFormat, language: Langu
 
         return below
     options = LoadOptions(family=cfg.base.family, dtype=cfg.base.dtype)
-    frozen = load_language_model(source, form.tokenizer, options).freeze().to(s.device)
+    frozen = cast(LanguageModel, s.wrap(load_language_model(source, form.tokenizer, options).freeze()))
 
     def apart(batch: TokenBatch) -> Tensor:
         return cast(TokenScores, frozen(batch.tokens, batch.mask, sampling)).logp
@@ -201,10 +212,6 @@ def load_reference(cfg: RLConfig, source: str, form: ChatFormat, language: Langu
 def load_critic(cfg: PPOConfig, parts: RLParts, s: Strategy) -> Critic | None:
     """A model of its own, from the reward model where there is one (Ouyang 2022); None where the trunk is shared."""
     if cfg.algo.backbone == "shared":
-        actor = s.unwrap(parts.policy)
-        assert isinstance(actor, ActorCritic)
-        parts.writers.append(lambda folder: save_head(actor, folder / HEAD))
-        load_head(actor, Path(find_model(cfg.base.model)) / HEAD)
         return None
     source = find_model(cfg.algo.critic or reward_model_folder(cfg.judge.reward) or cfg.base.model)
     # `family` speaks of the policy: a reward model may be of another that has the same vocabulary.
@@ -212,8 +219,13 @@ def load_critic(cfg: PPOConfig, parts: RLParts, s: Strategy) -> Critic | None:
     model = load_scalar_model(source, parts.form.tokenizer, options)
     critic = Critic(s.wrap(model), adamw(model, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay))
     if cfg.run.save_optimizer:
-        parts.writers.append(lambda folder: save_optimizers({"critic_optimizer": critic.optimizer}, folder))
-        parts.writers.append(lambda folder: save_model(model, parts.form.tokenizer, folder / "critic"))
+
+        def write(folder: Path | None) -> None:
+            save_optimizers({"critic_optimizer": critic.optimizer}, folder, s.full)
+            weights = s.full_state(model.module)
+            save_model(model, parts.form.tokenizer, folder and folder / "critic", weights=weights)
+
+        parts.writers.append(write)
     return critic
 
 
@@ -224,9 +236,10 @@ def load_head(actor: ActorCritic, path: Path) -> None:
             actor.head.weight.copy_(load_file(path)["score.weight"])
 
 
-def save_head(actor: ActorCritic, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    save_file({"score.weight": actor.head.weight.detach().contiguous()}, path)
+def save_head(weight: Tensor, path: Path | None) -> None:
+    if path:
+        path.parent.mkdir(exist_ok=True)
+        save_file({"score.weight": weight.detach().contiguous()}, path)
 
 
 def encode_prompts(cfg: RLConfig, prompts: Sequence[Prompt], form: ChatFormat, say: setup.Say) -> list[Task]:

@@ -17,7 +17,8 @@ from kinkajou.algos.losses import Loss
 from kinkajou.batch import GRPOBatch, PPOBatch, TokenBatch, ValueBatch
 from kinkajou.config import PPOConfig
 from kinkajou.data.loader import share
-from kinkajou.parallel.strategy import Strategy, make_strategy
+from kinkajou.parallel.strategy import Strategy
+from kinkajou.train import setup
 from kinkajou.train.estimates import ppo_estimates, value_targets
 from kinkajou.train.inputs import RLInputs
 from kinkajou.train.parts import Critic, RLParts, check_divisible, load_critic, load_parts, ptx_batches
@@ -34,7 +35,7 @@ LossFn = Callable[[nn.Module, Any, Tensor], Loss]
 
 def train_ppo(cfg: PPOConfig, inputs: RLInputs) -> Path:
     """Trains the policy against the judge; returns the folder of the checkpoint to use (best, else last)."""
-    s = make_strategy(cfg.parallel.strategy)
+    s = setup.strategy_of(cfg.parallel)
     check_divisible(cfg, cfg.rollout.prompts_per_step, s)
     parts = load_parts(cfg, inputs, s)
     critic, ptx = load_critic(cfg, parts, s), ptx_batches(cfg, inputs, parts.form, s)
@@ -73,8 +74,8 @@ def score(
     asked = TokenBatch(rollout.tokens, value_targets(cfg, mask))
     logp = old_logps(cfg, parts, rollout, s)
     assert parts.reference  # PPO always has one
-    ref_logp = in_parts(rollout, budget, parts.reference)
-    values = in_parts(asked, budget, values_of(parts, critic, s))
+    ref_logp = in_parts(rollout, budget, parts.reference, s.passes)
+    values = in_parts(asked, budget, values_of(parts, critic, s), s.passes)
     scores, kl_reward = shaped(cfg, rollout), kl_term(cfg, logp, ref_logp)
     in_reward = coefficient if cfg.kl.kl_in == "reward" else 0.0
     made = ppo_estimates(cfg, scores, kl_reward, values, mask, kl_coef=in_reward, s=s)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from kinkajou.algos.preferences import wilson_interval
-from kinkajou.batch import split_by_tokens
+from kinkajou.batch import passed
 from kinkajou.config import PreferConfig
 from kinkajou.data.chat import ChatFormat
 from kinkajou.data.loader import Shuffle
 from kinkajou.data.sources import Judged, Message, Pair
 from kinkajou.models.forward import LanguageModel
 from kinkajou.models.load import find_model, load_language_model, save_model
-from kinkajou.parallel.strategy import Strategy, make_strategy
+from kinkajou.parallel.strategy import Strategy
 from kinkajou.train import preflight, setup
 from kinkajou.train.fit import fit
 from kinkajou.train.inputs import Inputs
@@ -27,7 +27,7 @@ from kinkajou.train.run import Run
 
 def train_preference(cfg: PreferConfig, inputs: Inputs[Pair | Judged]) -> Path:
     """Trains on pairs or judged answers; returns the final checkpoint's folder."""
-    s = make_strategy(cfg.parallel.strategy)
+    s = setup.strategy_of(cfg.parallel)
     say = print if s.main else lambda text: None
     form = setup.load_format(cfg.base, setup.texts_of(map(messages_of, inputs.train)), say)
     task, rows, held_out = encode(cfg, inputs, form, say)
@@ -50,10 +50,11 @@ def train_preference(cfg: PreferConfig, inputs: Inputs[Pair | Judged]) -> Path:
     run = Run("prefer", cfg, s, total=total, shown=shown)
     budget = cfg.optim.tokens_per_microbatch
 
-    def write(folder: Path) -> None:
-        save_model(policy, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save)
+    def write(folder: Path | None) -> None:
+        weights = s.full_state(policy.module)
+        save_model(policy, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save, weights=weights)
         if cfg.run.save_optimizer:
-            save_optimizers({"optimizer": optimizer}, folder)
+            save_optimizers({"optimizer": optimizer}, folder, s.full)
 
     return fit(
         run,
@@ -112,9 +113,9 @@ def evaluate(task: PreferenceTask, policy: LanguageModel, rows: range, s: Strate
     batch = task.prepare(policy, batch, rows, s, budget)
     count: Tensor = s.all_sum(batch.count)
     totals: dict[str, float] = {}
-    for part in split_by_tokens(batch, budget):
-        loss = task.loss(policy, batch.select(part), count)
-        for name, x in {"loss": loss.value, **loss.metrics}.items():
+    for part, counts in passed(batch, budget, s.passes):
+        loss = task.loss(policy, part, count)
+        for name, x in {"loss": loss.value, **loss.metrics}.items() if counts else ():
             totals[name] = totals.get(name, 0.0) + x.item()
     found: dict[str, float] = {}
     for ranks in s.gather([totals]):  # a rank without rows has no names

@@ -84,10 +84,14 @@ class PairTask:
         self, policy: LanguageModel, batch: PreferenceBatch, everyone: Sequence[int], s: Strategy, budget: int
     ) -> PreferenceBatch:
         if self.method.use_weighting:
-            weight = in_parts(batch, budget, lambda part: self._weight(policy, part))
+            weight = in_parts(batch, budget, lambda part: self._weight(policy, part), s.passes)
             batch = dataclasses.replace(batch, weight=weight)
         if self.method.names & {"aot", "aot_unpaired"}:
-            own = in_parts(batch, budget, lambda part: torch.cat([self._sides(policy, part).logp, part.ref_logp], 1))
+
+            def both(part: PreferenceBatch) -> Tensor:
+                return torch.cat([self._sides(policy, part).logp, part.ref_logp], 1)
+
+            own = in_parts(batch, budget, both, s.passes)
             whole = torch.tensor(s.gather(own.tolist()), device=own.device)
             batch = dataclasses.replace(batch, partners=partners(whole)[s.rank :: s.world])
         return batch
@@ -108,7 +112,7 @@ class PairTask:
 
     def _weight(self, policy: LanguageModel, b: PreferenceBatch) -> Tensor:
         tokens, answer = b.tokens.flatten(0, 1), b.answer.flatten(0, 1)
-        return dpo.policy_weight(policy.alignment(tokens, answer).view(b.answer.shape), b.answer)
+        return dpo.policy_weight(policy.run(policy.alignment, tokens, answer).view(b.answer.shape), b.answer)
 
 
 def partners(whole: Tensor) -> Tensor:
@@ -164,7 +168,7 @@ class JudgedTask:
         assert self.ref_logp is not None
         own = mismatched(everyone)[s.rank :: s.world]
         mixed = self._padded(own).to(s.device)
-        logp = in_parts(mixed, budget, lambda part: token_logps(policy, part)).sum(1)
+        logp = in_parts(mixed, budget, lambda part: token_logps(policy, part), s.passes).sum(1)
         ref_logp = self.ref_logp[[self.mixed[place] for place in own]].to(s.device)
         point = reference_point(torch.tensor(s.gather((logp - ref_logp).tolist())))
         return dataclasses.replace(batch, kl=batch.kl.new_full(batch.kl.shape, point.item()))

@@ -24,7 +24,7 @@ from torch.profiler import profile as Profiler
 from kinkajou import config
 from kinkajou.errors import UserError
 from kinkajou.models.presets import PRESETS
-from kinkajou.parallel.strategy import make_strategy
+from kinkajou.parallel.make import make_strategy
 from kinkajou.train import profile_page
 from kinkajou.train.grpo import train_grpo
 from kinkajou.train.inputs import Inputs, RLInputs

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -51,7 +52,7 @@ def reference_logps(
     path = Path(cfg.run.output) / FILE
     with reference_model(cfg, policy, form, s) as model:
         setup.check_context(model, max(len(row.tokens) for row in asked.rows))
-        key = fingerprint(model, asked) if s.main else ""
+        key = fingerprint(model, asked, s)
         known = s.gather(read(path, key, len(asked.rows), say) if s.main else [])
         logps = torch.tensor(known or s.gather(score(model, asked, form.pad_id, cfg.optim.tokens_per_microbatch, s)))
     if not known and s.main:
@@ -72,7 +73,7 @@ def reference_model(cfg: PreferConfig, policy: LanguageModel, form: ChatFormat, 
     if source not in PRESETS:  # which have no tokenizer of their own
         fix = "choose a reference that was trained with the policy's tokenizer, or leave --reference out"
         check_vocabulary(source, form.tokenizer, other="reference", fix=fix)
-    yield model.to(s.device)
+    yield cast(LanguageModel, s.wrap(model.freeze()))
 
 
 def score(model: LanguageModel, asked: Questions, pad_id: int, budget: int, s: Strategy) -> list[float]:
@@ -87,7 +88,7 @@ def score(model: LanguageModel, asked: Questions, pad_id: int, budget: int, s: S
             batch = pad_rows([row.tokens for row in rows], [row.counts for row in rows], pad_id=pad_id)
             heads = torch.tensor([asked.heads[i] for i in chosen], device=s.device)
             batch = batch.to(s.device)
-            logp = in_parts(batch, budget, lambda part: token_logps(model, part))
+            logp = in_parts(batch, budget, lambda part: token_logps(model, part), s.passes)
             found += (logp * length_weights(batch.mask, heads, asked.tail)).sum(1).tolist()
             console.show(len(found), {"answers_left": len(own) - len(found)})
     return found
@@ -98,12 +99,15 @@ def token_logps(model: LanguageModel, part: TokenBatch) -> Tensor:
     return logp
 
 
-def fingerprint(model: LanguageModel, asked: Questions) -> str:
-    """Changes with any weight, the compute type, any token asked for, and how tokens are weighed."""
+def fingerprint(model: LanguageModel, asked: Questions, s: Strategy) -> str:
+    """Changes with any weight, the compute type, any token asked for, and how tokens are weighed.
+
+    Sharded weights are made whole one by one, by all ranks together.
+    """
     digest = hashlib.sha256(f"{model.dtype} {asked.tail!r}".encode())
     weights = {plain_name(name): x for name, x in model.module.named_parameters() if "lora_" not in name}
     for name in sorted(weights):
-        x = weights[name].detach().cpu().contiguous()
+        x = s.full(weights[name].detach()).cpu().contiguous()
         digest.update(f"{name} {tuple(x.shape)} {x.dtype}".encode())
         digest.update(x.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # an array is a buffer
     for row, head in zip(asked.rows, asked.heads, strict=True):

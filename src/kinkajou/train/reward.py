@@ -1,6 +1,6 @@
 """Reward model: a scalar at the end of each answer, trained on pairs (Ouyang 2022, section 3.1 and eq. 1)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from kinkajou.data.loader import Shuffle
 from kinkajou.data.sources import Pair
 from kinkajou.evals.preference import preference_accuracy
 from kinkajou.models.load import find_model, load_scalar_model, save_model
-from kinkajou.parallel.strategy import make_strategy
 from kinkajou.train import preflight, setup
 from kinkajou.train.fit import fit
 from kinkajou.train.inputs import Inputs
@@ -28,9 +27,20 @@ def collate(rows: Sequence[Tokens], form: ChatFormat) -> PairBatch:
     return pad_pairs([row[0] for row in rows], [row[1] for row in rows], pad_id=form.pad_id)
 
 
+def loss_of(cfg: RewardConfig) -> Callable[[nn.Module, PairBatch, Tensor], Loss]:
+    ranking = RANKING[cfg.loss]
+
+    def pair_loss(model: nn.Module, batch: PairBatch, count: Tensor) -> Loss:
+        both = batch.stacked()
+        chosen, rejected = model(both.tokens, both.mask, at="end").view(-1, 2).unbind(1)
+        return ranking(chosen, rejected, count)
+
+    return pair_loss
+
+
 def train_reward(cfg: RewardConfig, inputs: Inputs[Pair]) -> Path:
     """Trains on pairs; returns the final checkpoint's folder."""
-    s = make_strategy(cfg.parallel.strategy)
+    s = setup.strategy_of(cfg.parallel)
     say = print if s.main else lambda text: None
     texts = setup.texts_of((*pair.prompt, *pair.chosen, *pair.rejected) for pair in inputs.train)
     form = setup.load_format(cfg.base, texts, say)
@@ -49,21 +59,16 @@ def train_reward(cfg: RewardConfig, inputs: Inputs[Pair]) -> Path:
     total = max(1, round(cfg.epochs * order.batches_per_epoch))
     shown = ("loss", "accuracy", "margin", "eval_accuracy", "train_tokens_per_s")
     run = Run("reward", cfg, s, total=total, shown=shown)
-    ranking = RANKING[cfg.loss]
 
-    def pair_loss(model: nn.Module, batch: PairBatch, count: Tensor) -> Loss:
-        both = batch.stacked()
-        chosen, rejected = model(both.tokens, both.mask, at="end").view(-1, 2).unbind(1)
-        return ranking(chosen, rejected, count)
-
-    def write(folder: Path) -> None:
-        save_model(scorer, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save)
+    def write(folder: Path | None) -> None:
+        weights = s.full_state(scorer.module)
+        save_model(scorer, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save, weights=weights)
         if cfg.run.save_optimizer:
-            save_optimizers({"optimizer": optimizer}, folder)
+            save_optimizers({"optimizer": optimizer}, folder, s.full)
 
     def evaluate() -> dict[str, float]:
-        pairs = collate(held_out[s.rank :: s.world], form)
-        return preference_accuracy(scorer, pairs, cfg.optim.tokens_per_microbatch, all_sum=s.all_sum)
+        pairs, budget = collate(held_out[s.rank :: s.world], form), cfg.optim.tokens_per_microbatch
+        return preference_accuracy(scorer, pairs, budget, all_sum=s.all_sum, passes=s.passes)
 
     return fit(
         run,
@@ -72,7 +77,7 @@ def train_reward(cfg: RewardConfig, inputs: Inputs[Pair]) -> Path:
         cfg.optim,
         order=order,
         collate=lambda chosen: collate(setup.pick(rows, chosen), form).to(s.device),
-        loss_fn=pair_loss,
+        loss_fn=loss_of(cfg),
         evaluate=evaluate if held_out else None,
         write=write,
     )

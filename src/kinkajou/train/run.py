@@ -26,7 +26,8 @@ from kinkajou.train.diagnosis import Diagnosis, StepFinding, step_finding, stops
 from kinkajou.train.nonfinite import NotFinite
 from kinkajou.train.watch import WATCHER
 
-Writer = Callable[[Path], None]
+Writer = Callable[[Path | None], None]
+"""Writes a checkpoint into a folder; called with None where this process only lends what it holds of the model."""
 WRITTEN = ("config.toml", "metrics.jsonl", "samples.jsonl", "findings.jsonl", "best.json", "report.html")
 REFERENCE = "reference.safetensors"
 
@@ -63,6 +64,8 @@ class Run:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             tables = {stage: config.flat(cfg), "environment": environment(strategy.world)}
             (self.folder / "config.toml").write_text(config.to_toml(tables), encoding="utf-8")
+        for note in strategy.notes if self.writes else ():
+            print(f"note: {note}")
         self.console = Console(stage, self.total, shown, every=cfg.run.log_every, active=self.writes)
 
     def steps(self) -> Iterator[int]:
@@ -154,6 +157,8 @@ class Run:
         self._kept.add(self.step)
         if self.writes:
             write_whole(self._checkpoint(self.step), write)
+        elif self.strategy.sharded:
+            write(None)
         self.strategy.barrier()
 
     def save_if_best(self, metric: str, value: float, write: Writer) -> None:

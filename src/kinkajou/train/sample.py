@@ -141,7 +141,7 @@ def load_sampler(cfg: SampleConfig) -> Sampler:
         cfg.scoring.reward,
         tokenizer=tokenizer,
         dtype=own.dtype,
-        device=device,
+        place=lambda model: model.to(device),
         tokens_per_microbatch=8192,
         ensemble_penalty=cfg.scoring.ensemble_penalty,
         timeout_s=cfg.scoring.reward_timeout_s,

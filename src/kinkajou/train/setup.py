@@ -19,6 +19,8 @@ from kinkajou.errors import UserError
 from kinkajou.models.forward import PackedModel
 from kinkajou.models.load import LoadOptions, find_model
 from kinkajou.models.presets import PRESETS
+from kinkajou.parallel.make import make_strategy
+from kinkajou.parallel.strategy import Strategy
 
 Say = Callable[[str], None]
 T = TypeVar("T")
@@ -58,6 +60,16 @@ def load_options(base: config.ModelConfig, seed: int) -> LoadOptions:
         gradient_checkpointing=base.gradient_checkpointing,
         context=base.max_len,
         seed=seed,
+    )
+
+
+def strategy_of(where: config.ParallelConfig) -> Strategy:
+    return make_strategy(
+        where.strategy,
+        tp=where.tp,
+        device_share=where.device_share,
+        interface=where.interface,
+        start_timeout_s=where.start_timeout_s,
     )
 
 

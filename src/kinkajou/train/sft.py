@@ -13,7 +13,6 @@ from kinkajou.data.loader import Shuffle
 from kinkajou.data.sources import Chat
 from kinkajou.evals.loss import mean_loss
 from kinkajou.models.load import find_model, load_language_model, save_model
-from kinkajou.parallel.strategy import make_strategy
 from kinkajou.train import preflight, setup
 from kinkajou.train.fit import fit
 from kinkajou.train.inputs import Inputs
@@ -31,7 +30,7 @@ def collate(rows: Sequence[Encoded], form: ChatFormat) -> TokenBatch:
 
 def train_sft(cfg: SFTConfig, inputs: Inputs[Chat]) -> Path:
     """Trains on the assistant's tokens; returns the final checkpoint's folder."""
-    s = make_strategy(cfg.parallel.strategy)
+    s = setup.strategy_of(cfg.parallel)
     say = print if s.main else lambda text: None
     form = setup.load_format(cfg.base, setup.texts_of(chat.messages for chat in inputs.train), say)
     rows = setup.encode_chats(inputs.train, form, cfg.base.max_len, say)
@@ -48,14 +47,15 @@ def train_sft(cfg: SFTConfig, inputs: Inputs[Chat]) -> Path:
     total = max(1, round(cfg.epochs * order.batches_per_epoch))
     run = Run("sft", cfg, s, total=total, shown=("loss", "eval_loss", "lr", "train_tokens_per_s"))
 
-    def write(folder: Path) -> None:
-        save_model(policy, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save)
+    def write(folder: Path | None) -> None:
+        weights = s.full_state(policy.module)
+        save_model(policy, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save, weights=weights)
         if cfg.run.save_optimizer:
-            save_optimizers({"optimizer": optimizer}, folder)
+            save_optimizers({"optimizer": optimizer}, folder, s.full)
 
     def evaluate() -> dict[str, float]:
-        batch = collate(held_out[s.rank :: s.world], form)
-        return {"eval_loss": mean_loss(policy, batch, cfg.optim.tokens_per_microbatch, all_sum=s.all_sum)}
+        batch, budget = collate(held_out[s.rank :: s.world], form), cfg.optim.tokens_per_microbatch
+        return {"eval_loss": mean_loss(policy, batch, budget, all_sum=s.all_sum, passes=s.passes)}
 
     return fit(
         run,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from kinkajou.algos.losses import Loss
-from kinkajou.batch import TokenBatch, split_by_tokens
+from kinkajou.batch import Passes, TokenBatch, passed, split_by_tokens
 from kinkajou.parallel.strategy import Strategy
 
 B = TypeVar("B", bound=TokenBatch)
@@ -46,13 +46,18 @@ def update(
         for objective, count in zip(objectives, counts, strict=True)
         for rows in split_by_tokens(objective.batch, tokens_per_microbatch)
     ]
+    company = [(objectives[0], counts[0], torch.zeros(1, dtype=torch.long))] * (
+        strategy.passes(len(parts)) - len(parts)
+    )
     totals: dict[str, Tensor] = {}
-    for i, (objective, count, rows) in enumerate(parts):
+    for i, (objective, count, rows) in enumerate((*parts, *company)):
         strategy.sync(model, i == len(parts) - 1)
         with record_function("kinkajou/forward"):
             loss = objective.loss_fn(model, objective.batch.select(rows), count)
         with record_function("kinkajou/backward"):
-            strategy.backward(objective.weight * loss.value)
+            strategy.backward((objective.weight if i < len(parts) else 0.0) * loss.value)
+        if i >= len(parts):  # a pass that other ranks need, and nobody's loss
+            continue
         for name, x in {objective.name: loss.value, **loss.metrics}.items():
             totals[name] = totals.get(name, torch.zeros((), device=x.device)) + x.detach()
     with record_function("kinkajou/clip"):
@@ -69,8 +74,9 @@ def update(
 
 
 @torch.no_grad()
-def in_parts(batch: B, budget: int, fn: Callable[[B], Tensor]) -> Tensor:
+def in_parts(batch: B, budget: int, fn: Callable[[B], Tensor], passes: Passes = int) -> Tensor:
     """`fn`, which returns (rows, t), over micro-batches of at most `budget` tokens, rows joined again; no gradient."""
-    parts = [fn(batch.select(rows)) for rows in split_by_tokens(batch, budget)]
+    found = [(fn(part), counts) for part, counts in passed(batch, budget, passes)]
+    parts = [x for x, counts in found if counts]
     # A rank may have no row of a small held-out set.
     return torch.cat(parts) if parts else torch.zeros(batch.mask.shape, device=batch.mask.device)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,25 @@ class Engine(Protocol):
     def close(self) -> None:
         """Ends what the engine has started: workers, servers."""
         ...
+
+
+class AheadEngine(Engine, Protocol):
+    """An engine that samples while its caller does something else."""
+
+    staleness: float
+    """Times that weights have been loaded since those that the last answers were sampled with, in the mean."""
+
+    def begin(self, prompts: Prompts, sampling: Sampling, *, max_new_tokens: int, seeds: Sequence[int]) -> None:
+        """Starts, with the weights as they are now, on what `generate` will be asked for with these seeds."""
+        ...
+
+
+class Answered(NamedTuple):
+    """What was sampled to one prompt."""
+
+    tokens: list[int]
+    logps: list[float]
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -81,10 +100,14 @@ class LocalEngine:
         stops: Sequence[str] = (),
     ) -> Rollout:
         samples = self.samples(prompts, sampling, max_new_tokens=max_new_tokens, seeds=seeds, stops=stops)
+        return as_rollout(prompts, self.answers(samples), pad_id=self.pad_id).to(self.model.device)
+
+    def answers(self, samples: Sequence[Sample]) -> list[Answered]:
+        """Runs the samples to their ends."""
         session = self.session(samples)
         while session.busy:
             session.step()
-        return self._rollout(samples)
+        return [Answered(sample.tokens, sample.logps, sample.finished != "length") for sample in samples]
 
     def stream(self, samples: Sequence[Sample]) -> Iterator[Drawn]:
         """Every step's tokens as they are drawn."""
@@ -135,11 +158,14 @@ class LocalEngine:
             return Pages(rows, room, self.model.device)
         return Slots(rows, room)
 
-    def _rollout(self, samples: Sequence[Sample]) -> Rollout:
-        rows = [[*sample.prompt, *sample.tokens] for sample in samples]
-        sampled = [[False] * len(sample.prompt) + [True] * len(sample.tokens) for sample in samples]
-        batch = pad_rows(rows, sampled, pad_id=self.pad_id)
-        flat = torch.tensor([logp for sample in samples for logp in sample.logps], dtype=torch.float32)
-        sampler_logp = torch.zeros(batch.mask.shape).masked_scatter(batch.mask, flat)
-        ended = torch.tensor([sample.finished != "length" for sample in samples], dtype=torch.bool)
-        return Rollout(batch.tokens, batch.mask, sampler_logp, ended).to(self.model.device)
+
+def as_rollout(prompts: Prompts, answers: Sequence[Answered], *, pad_id: int) -> Rollout:
+    """Answers to prompts as a batch on the host."""
+    pairs = list(zip(prompts, answers, strict=True))
+    rows = [[*prompt, *answer.tokens] for prompt, answer in pairs]
+    sampled = [[False] * len(prompt) + [True] * len(answer.tokens) for prompt, answer in pairs]
+    batch = pad_rows(rows, sampled, pad_id=pad_id)
+    flat = torch.tensor([logp for answer in answers for logp in answer.logps], dtype=torch.float32)
+    sampler_logp = torch.zeros(batch.mask.shape).masked_scatter(batch.mask, flat)
+    ended = torch.tensor([answer.ended for answer in answers], dtype=torch.bool)
+    return Rollout(batch.tokens, batch.mask, sampler_logp, ended)

@@ -7,8 +7,8 @@ such as indices of packed rows, is computed.
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,18 +138,20 @@ def numbered(indices: Any) -> list[Any]:
 
 @contextmanager
 def imagined_world(ranks: int) -> Iterator[World]:
-    """Inside, this process is rank 0 of that many, and what is built or computed from parameters has no data."""
-    world = World(ranks)
+    """Inside, this process is rank 0 of that many.  Strategies are made first: their grids are of real tensors."""
     dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
     try:
-        with ExitStack() as stack:
-            stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
-            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-            stack.enter_context(Imagined(world))
-            yield world
+        yield World(ranks)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def without_data(world: World) -> Iterator[None]:
+    """Inside, what is built and what is computed from parameters has no data."""
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), Imagined(world):
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+        yield
 
 
 class Peak:
@@ -158,16 +160,21 @@ class Peak:
     host_share = 0.0
     most = -1
 
-    def begin(self, outer: nn.Module, host_share: float) -> AbstractContextManager[None]:
-        """`outer` is the module that is called; the trackers stop at its second call unless they forget the first."""
+    def begin(self, outer: nn.Module, host_share: float, called: Callable[[], None]) -> AbstractContextManager[None]:
+        """`outer` is the module whose calls are told; the trackers stop at a second unless they forget the first."""
         self.host_share, self.most, self.at = host_share, -1, dict[str, int]()
-        return self._watching(outer)
+        return self._watching(outer, called)
 
     @contextmanager
-    def _watching(self, outer: nn.Module) -> Iterator[None]:
+    def _watching(self, outer: nn.Module, called: Callable[[], None]) -> Iterator[None]:
         tracker: Any = self
+
+        def before(*_: Any) -> None:
+            tracker.reset_mod_stats()
+            called()
+
         with tracker:
-            handle = outer.register_forward_pre_hook(lambda *_: tracker.reset_mod_stats(), prepend=True)
+            handle = outer.register_forward_pre_hook(before, prepend=True)
             try:
                 yield
             finally:
@@ -223,3 +230,17 @@ def host_share(model: nn.Module) -> float:
         for param in group.fsdp_params if group else ():
             sizes[isinstance(group.offload_policy, CPUOffloadPolicy)] += param.sharded_param.numel()
     return sizes[True] / max(1, sizes.total())
+
+
+def standing(model: nn.Module, optimizer: torch.optim.Optimizer | None, share: float) -> tuple[dict[str, int], int]:
+    """Bytes by kind that a rank keeps of a model between passes, and on the host."""
+    states = [x for entry in optimizer.state.values() for x in entry.values()] if optimizer else []
+    trained, kept = map(local_bytes, ([*model.parameters(), *model.buffers()], states))
+    hosted = round(share * trained), round(share * kept)
+    return {"parameters": trained - hosted[0], "optimizer": kept - hosted[1]}, sum(hosted)
+
+
+def local_bytes(tensors: Iterable[Any]) -> int:
+    """Bytes of what this rank holds of them, each storage once."""
+    local = (x.to_local() if isinstance(x, DTensor) else x for x in tensors)
+    return sum({id(st): st.nbytes() for x in local if isinstance(x, Tensor) for st in [x.untyped_storage()]}.values())

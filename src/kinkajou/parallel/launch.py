@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from contextvars import ContextVar
 from datetime import timedelta
 
 import torch
@@ -12,12 +11,10 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from kinkajou.errors import UserError
 from kinkajou.parallel import interfaces, rollcall
 from kinkajou.parallel.nodes import Place
-from kinkajou.parallel.rollcall import Roll
+from kinkajou.parallel.rollcall import ROLL, Roll
 from kinkajou.parallel.store import host_store, join_store
 
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-ROLL: ContextVar[Roll | None] = ContextVar("roll", default=None)
-"""Who takes part in this process's run."""
 
 
 def join(*, interface: str | None, start_timeout_s: float, collective_timeout_s: float = 600.0) -> torch.device:
@@ -34,7 +31,8 @@ def join(*, interface: str | None, start_timeout_s: float, collective_timeout_s:
     except UserError as found:
         fault = found
     store = open_store(used, place, main, start_timeout_s)
-    own = rollcall.hello(place, f"{fault.problem}; {fault.evidence}" if fault else "")
+    why = f"{fault.problem}; {fault.evidence}" if fault else ""
+    own = rollcall.hello(place, address=interfaces.address_of(used) if used else "", fault=why)
     try:
         roll = rollcall.meet(store, place, own, main=main, timeout_s=start_timeout_s)
     except UserError as said:

@@ -10,6 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -34,6 +35,8 @@ class Hello:
     rank: int
     group: int
     host: str
+    address: str
+    """Of the interface that it uses; empty where a user's own setting stands."""
     pid: int
     kinkajou: str
     torch: str
@@ -51,11 +54,16 @@ class Roll:
     ranks: Mapping[int, Hello]
 
 
-def hello(place: Place, fault: str = "") -> Hello:
+ROLL: ContextVar[Roll | None] = ContextVar("ROLL", default=None)
+"""Who takes part in this process's run."""
+
+
+def hello(place: Place, *, address: str = "", fault: str = "") -> Hello:
     return Hello(
         rank=place.rank,
         group=place.group,
         host=socket.gethostname()[:255],
+        address=address,
         pid=os.getpid(),
         kinkajou=__version__,
         torch=str(torch.__version__),

@@ -1,11 +1,27 @@
 """Trainers.  Starting one reads and checks its records first, and only then imports torch."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kinkajou import config
 from kinkajou.train.inputs import prefer_inputs, records, reward_inputs, rl_inputs, sft_inputs, trace_file
 
 
+@contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """A rank whose peer has died says which, instead of the traceback of a collective."""
+    try:
+        yield
+    except RuntimeError as fault:
+        from kinkajou.parallel.lost import named
+
+        if told := named(fault):
+            raise told from fault
+        raise
+
+
+@naming_lost_ranks()
 def start_sft(cfg: config.SFTConfig) -> None:
     inputs = sft_inputs(cfg)
     from kinkajou.train.sft import train_sft
@@ -13,6 +29,7 @@ def start_sft(cfg: config.SFTConfig) -> None:
     train_sft(cfg, inputs)
 
 
+@naming_lost_ranks()
 def start_reward(cfg: config.RewardConfig) -> None:
     inputs = reward_inputs(cfg)
     from kinkajou.train.reward import train_reward
@@ -20,6 +37,7 @@ def start_reward(cfg: config.RewardConfig) -> None:
     train_reward(cfg, inputs)
 
 
+@naming_lost_ranks()
 def start_ppo(cfg: config.PPOConfig) -> None:
     inputs = rl_inputs(cfg)
     from kinkajou.train.ppo import train_ppo
@@ -27,6 +45,7 @@ def start_ppo(cfg: config.PPOConfig) -> None:
     train_ppo(cfg, inputs)
 
 
+@naming_lost_ranks()
 def start_grpo(cfg: config.GRPOConfig) -> None:
     inputs = rl_inputs(cfg)
     from kinkajou.train.grpo import train_grpo
@@ -34,6 +53,7 @@ def start_grpo(cfg: config.GRPOConfig) -> None:
     train_grpo(cfg, inputs)
 
 
+@naming_lost_ranks()
 def start_prefer(cfg: config.PreferConfig) -> None:
     inputs = prefer_inputs(cfg)
     from kinkajou.train.preference import train_preference

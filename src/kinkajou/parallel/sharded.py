@@ -77,7 +77,7 @@ class Sharded(Ranks):
         divided = cast(Divided, model)
         trained = any(param.requires_grad for param in model.parameters())
         if self.tp > 1:
-            split_matrices(model, self.mesh["tensor"])
+            split_matrices(divided.root, self.mesh["tensor"])
         if divided.dtype == "bf16":
             divided.hand_over()
         units = [*divided.blocks, *divided.wide, divided.root]
@@ -153,8 +153,10 @@ class Sharded(Ranks):
     def full(self, x: Tensor) -> Tensor:
         if not isinstance(x, DTensor):
             return x
-        # One that lies on the host is gathered on the device.
-        local = x.to_local().to(self.device)
+        local = x.to_local()
+        if local.device == self.device:
+            return x.full_tensor()
+        local = local.to(self.device)
         here = DTensor.from_local(local, x.device_mesh, x.placements, shape=x.shape, stride=x.stride())
         return here.full_tensor()
 

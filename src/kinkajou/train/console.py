@@ -14,6 +14,8 @@ import torch
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kinkajou.train.restart import launcher
+
 
 class Console:
     def __init__(self, stage: str, total: int, shown: Sequence[str], *, every: int, active: bool) -> None:
@@ -70,6 +72,7 @@ def clock(seconds: float) -> str:
 
 def environment(world: int) -> dict[str, Any]:
     """What besides the settings a run depends on."""
+    started_by = launcher()
     return {
         "kinkajou": version("kinkajou"),
         "python": platform.python_version(),
@@ -81,6 +84,7 @@ def environment(world: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "command": " ".join(sys.argv),
+        **({"launcher": started_by} if started_by else {}),
     }
 
 

@@ -23,6 +23,7 @@ from kinkajou.data.sources import (
 )
 from kinkajou.errors import UserError
 from kinkajou.rewards.specs import check_specs
+from kinkajou.train.restart import written_by_last_try
 
 R = TypeVar("R")
 
@@ -106,7 +107,7 @@ def check_output(settings: config.RunConfig) -> None:
     folder = Path(settings.output)
     if int(os.environ.get("RANK", "0")) or not (folder / "config.toml").is_file():
         return
-    if not settings.overwrite:
+    if not (settings.overwrite or written_by_last_try(folder)):
         raise UserError(
             f"{folder} already holds a run",
             evidence=f"{folder / 'config.toml'} exists",

@@ -62,8 +62,17 @@ def test_ranks_share_the_batch(world: int) -> None:
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
-    with pytest.raises(UserError, match="batch of 10 cannot be shared by 4"):
+    with pytest.raises(UserError, match="batch of 10 cannot be shared by 4") as refused:
         share(range(10), rank=0, world=4)
+    assert "(8 or 12), or 2 processes" in refused.value.fix
+
+
+def test_more_processes_than_samples_are_refused_with_both_numbers() -> None:
+    with pytest.raises(UserError, match="more processes than samples") as refused:
+        share(range(3), rank=3, world=4)
+    assert "4 processes" in refused.value.evidence
+    assert "batch of 3" in refused.value.evidence
+    assert "start 3 or fewer" in refused.value.fix
 
 
 @pytest.mark.parametrize(("count", "part", "held"), [(100, 0.1, 10), (7, 0.01, 1), (50, 0.0, 0), (9, 0.5, 4)])

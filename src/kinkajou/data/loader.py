@@ -44,12 +44,25 @@ class Shuffle:
 
 def share(rows: Sequence[int], *, rank: int, world: int) -> list[int]:
     """This rank's part of a batch; the union over ranks is the batch, whatever their number."""
-    if len(rows) % world:
-        raise UserError(
-            f"a batch of {len(rows)} cannot be shared by {world} processes",
-            fix=f"use a batch size that {world} divides",
-        )
+    check_shares(len(rows), world)
     return list(rows[rank::world])
+
+
+def check_shares(size: int, world: int) -> None:
+    """Refuses a batch of which not every process would get the same number of samples."""
+    if size < world:
+        raise UserError(
+            "there are more processes than samples in a batch",
+            evidence=f"{world} processes with data of their own, a batch of {size}",
+            fix=f"start {size} or fewer, or use a batch size that {world} divides",
+        )
+    if size % world:
+        divisors = [number for number in range(1, world) if size % number == 0]
+        raise UserError(
+            f"a batch of {size} cannot be shared by {world} processes",
+            fix=f"use a batch size that {world} divides ({size - size % world} or {size + world - size % world}), "
+            f"or {divisors[-1]} processes",
+        )
 
 
 def hold_out(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:

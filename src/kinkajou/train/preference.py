@@ -10,7 +10,7 @@ from kinkajou.algos.preferences import wilson_interval
 from kinkajou.batch import passed
 from kinkajou.config import PreferConfig
 from kinkajou.data.chat import ChatFormat
-from kinkajou.data.loader import Shuffle
+from kinkajou.data.loader import Shuffle, check_shares
 from kinkajou.data.sources import Judged, Message, Pair
 from kinkajou.models.forward import LanguageModel
 from kinkajou.models.load import find_model, load_language_model, save_model
@@ -28,6 +28,7 @@ from kinkajou.train.run import Run
 def train_preference(cfg: PreferConfig, inputs: Inputs[Pair | Judged]) -> Path:
     """Trains on pairs or judged answers; returns the final checkpoint's folder."""
     s = setup.strategy_of(cfg.parallel)
+    check_shares(cfg.batch_size, s.world)
     say = print if s.main else lambda text: None
     form = setup.load_format(cfg.base, setup.texts_of(map(messages_of, inputs.train)), say)
     task, rows, held_out = encode(cfg, inputs, form, say)

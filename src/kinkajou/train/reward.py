@@ -10,7 +10,7 @@ from kinkajou.algos.preferences import RANKING
 from kinkajou.batch import PairBatch, pad_pairs
 from kinkajou.config import RewardConfig
 from kinkajou.data.chat import ChatFormat
-from kinkajou.data.loader import Shuffle
+from kinkajou.data.loader import Shuffle, check_shares
 from kinkajou.data.sources import Pair
 from kinkajou.evals.preference import preference_accuracy
 from kinkajou.models.load import find_model, load_scalar_model, save_model
@@ -41,6 +41,7 @@ def loss_of(cfg: RewardConfig) -> Callable[[nn.Module, PairBatch, Tensor], Loss]
 def train_reward(cfg: RewardConfig, inputs: Inputs[Pair]) -> Path:
     """Trains on pairs; returns the final checkpoint's folder."""
     s = setup.strategy_of(cfg.parallel)
+    check_shares(cfg.batch_size, s.world)
     say = print if s.main else lambda text: None
     texts = setup.texts_of((*pair.prompt, *pair.chosen, *pair.rejected) for pair in inputs.train)
     form = setup.load_format(cfg.base, texts, say)

@@ -9,7 +9,7 @@ from kinkajou.algos.losses import Loss, cross_entropy
 from kinkajou.batch import TokenBatch, pad_rows
 from kinkajou.config import SFTConfig
 from kinkajou.data.chat import ChatFormat, Encoded
-from kinkajou.data.loader import Shuffle
+from kinkajou.data.loader import Shuffle, check_shares
 from kinkajou.data.sources import Chat
 from kinkajou.evals.loss import mean_loss
 from kinkajou.models.load import find_model, load_language_model, save_model
@@ -31,6 +31,7 @@ def collate(rows: Sequence[Encoded], form: ChatFormat) -> TokenBatch:
 def train_sft(cfg: SFTConfig, inputs: Inputs[Chat]) -> Path:
     """Trains on the assistant's tokens; returns the final checkpoint's folder."""
     s = setup.strategy_of(cfg.parallel)
+    check_shares(cfg.batch_size, s.world)
     say = print if s.main else lambda text: None
     form = setup.load_format(cfg.base, setup.texts_of(chat.messages for chat in inputs.train), say)
     rows = setup.encode_chats(inputs.train, form, cfg.base.max_len, say)

@@ -2,7 +2,6 @@
 
 import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import Collection
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from kinkajou.errors import UserError
-from kinkajou.parallel.nodes import numbered
+from kinkajou.parallel.nodes import numbered, own_name
 from kinkajou.parallel.rollcall import ROLL, Hello, Roll
 from kinkajou.parallel.store import POLL_S
 
@@ -32,7 +31,7 @@ def named(fault: RuntimeError) -> UserError | None:
     who = "; ".join(f"{numbered(ranks)} on {host}" for host, ranks in by_host(roll, gone).items()) or "another rank"
     return UserError(
         f"lost {who}" if sure else f"no sign of {who}",
-        evidence=f"rank {roll.place.rank} on {socket.gethostname()}: {said}",
+        evidence=f"rank {roll.place.rank} on {own_name()}: {said}",
         fix="its own output says why (none: often killed for want of memory); "
         "torchrun --max_restarts=3 starts all ranks again by itself",
         exit_code=1,
@@ -42,7 +41,7 @@ def named(fault: RuntimeError) -> UserError | None:
 def search(roll: Roll, said: str) -> tuple[list[int], bool]:
     """Ranks that are gone, and whether that is certain: only processes of this machine can be seen to end."""
     others = [one for rank, one in roll.ranks.items() if rank != roll.place.rank]
-    here, deadline = socket.gethostname(), time.monotonic() + SEARCH_S
+    here, deadline = own_name(), time.monotonic() + SEARCH_S
     silent: list[Hello] = others
     try:
         roll.store.set(f"alive/{roll.place.rank}", "")

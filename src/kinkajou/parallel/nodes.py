@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+import socket
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 MOST_NODES = 100_000
@@ -47,6 +48,11 @@ def expand_one(word: str) -> list[str]:
     return [f"{head}{number}{rest}" for number in numbers for rest in (expand_one(tail) or [""])]
 
 
+def own_name() -> str:
+    """As Slurm calls this machine, for its list has those names; else as it calls itself."""
+    return (os.environ.get("SLURMD_NODENAME") or socket.gethostname())[:255]
+
+
 def short(host: str) -> str:
     """A name without its domain; an address stays whole."""
     return host if re.fullmatch(r"[\d.]+|.*:.*", host) else host.partition(".")[0].lower()
@@ -58,22 +64,24 @@ def missing(place: Place, hosts: Mapping[int, str], groups: Mapping[int, int], n
     `hosts` and `groups` hold the host name and node number of each rank that did.
     """
     absent = [rank for rank in range(place.world) if rank not in hosts]
-    name_of = {groups[rank]: host for rank, host in hosts.items()}
-    even = place.world % place.local == 0
-    by_group: dict[int | None, list[int]] = {}
-    for rank in absent:
-        by_group.setdefault(rank // place.local if even else None, []).append(rank)
-    there = {short(host) for host in hosts.values()}
-    silent = [node for node in nodes if short(node) not in there]
-    said: list[str] = []
-    for group, ranks in by_group.items():
-        if group is not None and group in name_of:
-            said.append(f"{numbered(ranks)} on {name_of[group]}")
-    unknown = [rank for group, ranks in by_group.items() if group not in name_of for rank in ranks]
-    if unknown:
-        where = f" on {', '.join(silent)}" if silent else ""
-        said.append(f"{numbered(unknown)}{where}")
+    if place.world % place.local:
+        return numbered(absent)
+    seen = {groups[rank]: host for rank, host in hosts.items()}
+    partly = {group: [rank for rank in absent if rank // place.local == group] for group in sorted(seen)}
+    said = [f"{numbered(ranks)} on {seen[group]}" for group, ranks in partly.items() if ranks]
+    unseen = [rank for rank in absent if rank // place.local not in seen]
+    if unseen:
+        silent = not_among(hosts.values(), nodes)
+        if len(silent) == len(nodes) and len(nodes) * place.local == place.world:
+            # No machine calls itself as the list does: then the order of the list is all there is.
+            silent = [nodes[group] for group in sorted({rank // place.local for rank in unseen})]
+        said.append(f"{numbered(unseen)} on {', '.join(silent)}" if silent else numbered(unseen))
     return "; ".join(said)
+
+
+def not_among(hosts: Iterable[str], nodes: Sequence[str]) -> list[str]:
+    there = {short(host) for host in hosts}
+    return [node for node in nodes if short(node) not in there]
 
 
 def numbered(ranks: Collection[int]) -> str:

@@ -7,7 +7,6 @@ numbered round, and a rank counts as heard only when rank 0 has answered its own
 import json
 import os
 import secrets
-import socket
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -62,7 +61,7 @@ def hello(place: Place, *, address: str = "", fault: str = "") -> Hello:
     return Hello(
         rank=place.rank,
         group=place.group,
-        host=socket.gethostname()[:255],
+        host=nodes.own_name(),
         address=address,
         pid=os.getpid(),
         kinkajou=__version__,
@@ -212,6 +211,6 @@ def absent(place: Place, heard: Mapping[int, Hello], timeout_s: float) -> UserEr
 def silent(main: str, timeout_s: float) -> UserError:
     return UserError(
         f"no word from rank 0 on {main}",
-        evidence=f"{socket.gethostname()} waited {timeout_s:g} s",
+        evidence=f"{nodes.own_name()} waited {timeout_s:g} s",
         fix=f"its output on {main} says why; a slow disk may need a longer --start_timeout_s",
     )

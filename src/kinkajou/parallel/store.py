@@ -12,6 +12,7 @@ from torch.distributed.distributed_c10d import Store
 
 from kinkajou.errors import UserError
 from kinkajou.parallel import interfaces
+from kinkajou.parallel.nodes import own_name
 
 POLL_S = 0.05
 
@@ -39,7 +40,7 @@ def host_store(address: str, port: int, timeout_s: float) -> Store:
 
 
 def not_bound(address: str, port: int, fault: OSError) -> UserError:
-    where = f"{address}:{port} on {socket.gethostname()}"
+    where = f"{address}:{port} on {own_name()}"
     if fault.errno == errno.EADDRINUSE:
         owner = interfaces.holder(port) or "a process that this user may not see"
         return UserError(
@@ -94,7 +95,7 @@ def await_listener(host: str, port: int, timeout_s: float) -> None:
             if time.monotonic() >= deadline:
                 raise UserError(
                     f"rank 0 does not answer: {host}, port {port}",
-                    evidence=f"{socket.gethostname()} tried for {timeout_s:g} s: {fault}",
+                    evidence=f"{own_name()} tried for {timeout_s:g} s: {fault}",
                     fix=f"is {host} up, has its process started, and does a firewall let port {port} through?",
                 ) from None
         time.sleep(POLL_S)

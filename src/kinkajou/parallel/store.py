@@ -70,7 +70,7 @@ def join_store(host: str, port: int, timeout_s: float) -> Store:
             refused.append(fault)
 
     # torch waits without end for a listener that takes the connection and says nothing.
-    thread = threading.Thread(target=connect, daemon=True)
+    thread = threading.Thread(target=connect, name="join_store", daemon=True)
     thread.start()
     thread.join(max(1.0, deadline - time.monotonic()))
     if not made:

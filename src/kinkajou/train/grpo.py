@@ -6,6 +6,7 @@ GRPO (Shao 2024), Dr. GRPO (Liu 2025), DAPO (Yu 2025), GSPO (Zheng 2025), CISPO 
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -46,28 +47,30 @@ def train_grpo(cfg: GRPOConfig, inputs: RLInputs) -> Path:
     parts = load_parts(cfg, inputs, s)
     run = Run("grpo", cfg, s, total=cfg.algo.steps, shown=SHOWN)
     run.writer = parts.write
-    examine(run, cfg, parts)
-    for step in run.steps():
-        metrics = {"lr": set_rate(cfg, parts, step, cfg.optim.lr, parts.optimizer)}
-        with run.phase("rollout"):
-            sampled = sample_groups(run, cfg, parts)
-        run.count_tokens("rollout", sampled.rollout.mask)
-        with run.phase("score"):
-            batch, found = score(cfg, parts, sampled, s)
-        run.count_tokens("score", sampled.rollout.lengths)
-        with run.phase("update"):
-            metrics |= improve(cfg, parts, joined(batch, s, cfg.algo.group_size), step, s) | found
-        run.count_tokens("update", sampled.rollout.lengths * cfg.algo.epochs)
+    with closing(parts.engine):
         parts.engine.load(parts.weights(s))
-        parts.state.follow(cfg, metrics.get("kl_ref", 0.0), samples)
-        if run.due(cfg.run.sample_every) or step == 1:
-            run.write_samples(sampled.samples[:16])
-        if run.due(cfg.run.eval_every) or step == run.total:
-            metrics |= examine(run, cfg, parts)
-        run.log(metrics)
-        if run.due(cfg.run.save_every):
-            run.save(parts.write)
-    return run.finish(parts.write)
+        examine(run, cfg, parts)
+        for step in run.steps():
+            metrics = {"lr": set_rate(cfg, parts, step, cfg.optim.lr, parts.optimizer)}
+            with run.phase("rollout"):
+                sampled = sample_groups(run, cfg, parts)
+            run.count_tokens("rollout", sampled.rollout.mask)
+            with run.phase("score"):
+                batch, found = score(cfg, parts, sampled, s)
+            run.count_tokens("score", sampled.rollout.lengths)
+            with run.phase("update"):
+                metrics |= improve(cfg, parts, joined(batch, s, cfg.algo.group_size), step, s) | found
+            run.count_tokens("update", sampled.rollout.lengths * cfg.algo.epochs)
+            parts.engine.load(parts.weights(s))
+            parts.state.follow(cfg, metrics.get("kl_ref", 0.0), samples)
+            if run.due(cfg.run.sample_every) or step == 1:
+                run.write_samples(sampled.samples[:16])
+            if run.due(cfg.run.eval_every) or step == run.total:
+                metrics |= examine(run, cfg, parts)
+            run.log(metrics)
+            if run.due(cfg.run.save_every):
+                run.save(parts.write)
+        return run.finish(parts.write)
 
 
 def score(cfg: GRPOConfig, parts: RLParts, sampled: Sampled, s: Strategy) -> tuple[GRPOBatch, dict[str, float]]:

@@ -133,7 +133,7 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
         language=language,
         reference=load_reference(cfg, state.reference, form, language, s) if needs_reference(cfg) else None,
         optimizer=optimizer,
-        engine=make_engine(cfg, engine_model, form),
+        engine=make_engine(cfg, engine_model, form, s),
         sampling=drawn_from(cfg),
         judge=judge,
         gold=judge_of(cfg, (cfg.judge.gold,), form, s) if cfg.judge.gold else None,

@@ -98,9 +98,13 @@ def surrogate_metrics(
 
 
 def old_logps(cfg: RLConfig, parts: RLParts, rollout: Rollout, s: Strategy) -> Tensor:
-    """Log-probabilities that the ratio starts from: the trainer's, or the engine's where that is the same.  (b, t)."""
+    """Log-probabilities that the ratio starts from: the trainer's, or the engine's where that is the same.  (b, t).
+
+    Answers of earlier weights are never the same: the ratio then starts from the weights of now, and `correction`
+    weighs what lies between.
+    """
     how, state = cfg.rollout.old_logp, parts.state
-    if how == "engine" or (how == "auto" and state.trusted):
+    if how == "engine" or (how == "auto" and state.trusted and not cfg.engine.max_staleness):
         state.trusted = max(0, state.trusted - 1)
         return rollout.sampler_logp
     budget, sampling = cfg.optim.tokens_per_microbatch, parts.sampling

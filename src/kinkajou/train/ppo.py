@@ -5,6 +5,7 @@ reward, adaptive coefficient, critic from the reward model, ptx mix).
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,28 +42,30 @@ def train_ppo(cfg: PPOConfig, inputs: RLInputs) -> Path:
     critic, ptx = load_critic(cfg, parts, s), ptx_batches(cfg, inputs, parts.form, s)
     run = Run("ppo", cfg, s, total=cfg.algo.steps, shown=SHOWN)
     run.writer = parts.write
-    examine(run, cfg, parts)
-    for step in run.steps():
-        metrics = set_rates(cfg, parts, critic, step)
-        with run.phase("rollout"):
-            sampled = sample_prompts(run, cfg, parts, parts.order.batch(step - 1))
-        run.count_tokens("rollout", sampled.rollout.mask)
-        with run.phase("score"):
-            batch, found = score(cfg, parts, critic, sampled, s)
-        run.count_tokens("score", sampled.rollout.lengths)
-        with run.phase("update"):
-            metrics |= improve(cfg, parts, critic, ptx, joined(batch, s), step, s) | found
-        run.count_tokens("update", sampled.rollout.lengths * cfg.algo.epochs)
+    with closing(parts.engine):
         parts.engine.load(parts.weights(s))
-        parts.state.follow(cfg, metrics["kl_ref"], cfg.rollout.prompts_per_step)
-        if run.due(cfg.run.sample_every) or step == 1:
-            run.write_samples(sampled.samples[:16])
-        if run.due(cfg.run.eval_every) or step == run.total:
-            metrics |= examine(run, cfg, parts)
-        run.log(metrics)
-        if run.due(cfg.run.save_every):
-            run.save(parts.write)
-    return run.finish(parts.write)
+        examine(run, cfg, parts)
+        for step in run.steps():
+            metrics = set_rates(cfg, parts, critic, step)
+            with run.phase("rollout"):
+                sampled = sample_prompts(run, cfg, parts, parts.order.batch(step - 1))
+            run.count_tokens("rollout", sampled.rollout.mask)
+            with run.phase("score"):
+                batch, found = score(cfg, parts, critic, sampled, s)
+            run.count_tokens("score", sampled.rollout.lengths)
+            with run.phase("update"):
+                metrics |= improve(cfg, parts, critic, ptx, joined(batch, s), step, s) | found
+            run.count_tokens("update", sampled.rollout.lengths * cfg.algo.epochs)
+            parts.engine.load(parts.weights(s))
+            parts.state.follow(cfg, metrics["kl_ref"], cfg.rollout.prompts_per_step)
+            if run.due(cfg.run.sample_every) or step == 1:
+                run.write_samples(sampled.samples[:16])
+            if run.due(cfg.run.eval_every) or step == run.total:
+                metrics |= examine(run, cfg, parts)
+            run.log(metrics)
+            if run.due(cfg.run.save_every):
+                run.save(parts.write)
+        return run.finish(parts.write)
 
 
 def score(

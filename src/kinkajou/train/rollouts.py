@@ -19,6 +19,7 @@ from kinkajou.batch import Rollout, ScoredRollout, TokenBatch
 from kinkajou.config import GRPOConfig, RLConfig
 from kinkajou.data.chat import ChatFormat
 from kinkajou.data.loader import share
+from kinkajou.engine.engine import AheadEngine
 from kinkajou.engine.sampling import derive_seed
 from kinkajou.errors import UserError
 from kinkajou.parallel.strategy import Strategy
@@ -46,18 +47,44 @@ def sample_prompts(run: Run, cfg: RLConfig, parts: RLParts, batch: Sequence[int]
     The seed of each is (run seed, step, prompt), with its number in the group where there is one, and with the
     attempt's from the second on: a prompt that comes again in a step gets other answers.
     """
-    s = run.strategy
-    mine = share(batch, rank=s.rank, world=s.world)
-    size = cfg.algo.group_size if isinstance(cfg, GRPOConfig) else 1
-    again = (attempt,) if attempt else ()
-    wanted = [(i, (k, *again) if isinstance(cfg, GRPOConfig) else ()) for i in mine for k in range(size)]
-    seeds = [derive_seed(cfg.run.seed, run.step, i, *number) for i, number in wanted]
-    tasks = [parts.tasks[i] for i, _ in wanted]
+    s, size = run.strategy, group_size(cfg)
+    if cfg.engine.max_staleness:
+        begin_ahead(run, cfg, parts)
+    tasks, seeds = asked(run, cfg, parts, batch, run.step, attempt)
     rollout, answers = generate(tasks, seeds, cfg, parts)
     verdict = judged(run, parts, parts.judge, answers, rollout, done=run.step - 1)
     scored = ScoredRollout(rollout.tokens, rollout.mask, rollout.sampler_logp, rollout.ended, verdict.scores)
     details = {metric_of(name): mean_over_samples(x, s) for name, x in verdict.details.items()}
+    if cfg.engine.max_staleness:
+        details["staleness"] = cast(AheadEngine, parts.engine).staleness
     return Sampled(scored, sample_rows(answers, verdict, s, size), details)
+
+
+def group_size(cfg: RLConfig) -> int:
+    return cfg.algo.group_size if isinstance(cfg, GRPOConfig) else 1
+
+
+def asked(
+    run: Run, cfg: RLConfig, parts: RLParts, batch: Sequence[int], step: int, attempt: int = 0
+) -> tuple[list[Task], list[int]]:
+    """This rank's prompts of a step, those of a group after one another, and the seeds of their answers."""
+    mine = share(batch, rank=run.strategy.rank, world=run.strategy.world)
+    again = (attempt,) if attempt else ()
+    wanted = [(i, (k, *again) if isinstance(cfg, GRPOConfig) else ()) for i in mine for k in range(group_size(cfg))]
+    return [parts.tasks[i] for i, _ in wanted], [derive_seed(cfg.run.seed, step, i, *number) for i, number in wanted]
+
+
+def begin_ahead(run: Run, cfg: RLConfig, parts: RLParts) -> None:
+    """Lets the workers begin on this step's prompts and those of the next ones, with the weights as they are now.
+
+    What was begun in an earlier step stays as it is, so the answers of step n are sampled with the weights that
+    step max(0, n - 1 - max_staleness) has left.
+    """
+    for step in range(run.step, min(run.step + cfg.engine.max_staleness, run.total) + 1):
+        tasks, seeds = asked(run, cfg, parts, parts.order.batch(step - 1), step)
+        cast(AheadEngine, parts.engine).begin(
+            [task.tokens for task in tasks], parts.sampling, max_new_tokens=cfg.rollout.max_new_tokens, seeds=seeds
+        )
 
 
 def metric_of(detail: str) -> str:

@@ -216,9 +216,10 @@ def passed(batch: B, budget: int, passes: Passes = int) -> Iterator[tuple[B, boo
     """The micro-batches of a pass without gradients, in row order; then, as often as `passes` says that this rank has
     to keep the others company, a row of no account (False)."""
     parts = split_by_tokens(batch, budget)
+    idle = passes(len(parts)) - len(parts)  # asked before the first pass: ranks talk to each other in one order
     for rows in parts:
         yield batch.select(rows), True
-    for _ in range(passes(len(parts)) - len(parts)):
+    for _ in range(idle):
         yield batch.map(lambda x: x[:1] if len(x) else x.new_zeros(1, *x.shape[1:])), False
 
 

@@ -13,7 +13,7 @@ from kinkajou.errors import UserError
 from kinkajou.parallel import check_nodes, launch, lost, rollcall
 from kinkajou.parallel.nodes import Place
 from kinkajou.parallel.rollcall import Roll
-from ranks import free_port, run_ranks
+from rank_processes import free_port, run_ranks
 
 GOOD = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1"}
 GOOD |= {"MASTER_ADDR": "a", "MASTER_PORT": "29500"}

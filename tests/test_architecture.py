@@ -38,13 +38,14 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "rewards/": (TORCH, {"rewards", "batch", "models", "data", "errors"}),
     "rewards/remote.py": (set(), {"rewards", "data", "errors", "exchange"}),
     "rewards/load.py": (TORCH | HF, {"rewards", "models", "data", "errors"}),
+    "plan/": (set(), {"plan", "errors"}),
     "evals/": (TORCH, {"evals", "algos", "batch", "models", "findings"}),
     "evals/reward_page.py": ({"rich"}, {"evals", "findings"}),
     "report/": (set(), {"report", "errors"}),
     "train/": (
         TORCH | {"rich", "safetensors"},
         {"train", "config", "errors", "findings", "batch"}
-        | {"algos", "models", "data", "parallel", "engine", "rewards", "evals"},
+        | {"algos", "models", "data", "parallel", "engine", "rewards", "evals", "plan"},
     ),
     "chat.py": (TORCH, {"config", "errors", "batch", "data", "engine", "models"}),
     "demo.py": (

@@ -1,0 +1,106 @@
+"""From a stage's settings to what a plan is made for."""
+
+import json
+from pathlib import Path
+
+from kinkajou import config
+from kinkajou.errors import UserError, did_you_mean
+from kinkajou.models.adapters import adapter_base
+from kinkajou.models.load import find_model
+from kinkajou.models.presets import PRESETS, preset_config
+from kinkajou.plan.activations import Pass
+from kinkajou.plan.architecture import NAMED, Architecture, read
+from kinkajou.plan.job import Job, Layout
+from kinkajou.rewards.load import reward_model_folder
+from kinkajou.rewards.specs import parse_specs
+from kinkajou.train.parts import needs_reference
+
+PROMPT_SHARE = 0.5
+
+
+def architecture_of(source: str, base: config.ModelConfig, *, vocabulary: int | None = None) -> Architecture:
+    """A folder's config.json, a preset, or a name of the mission's table.  `vocabulary`: a trained tokenizer's."""
+    if source in NAMED:
+        return NAMED[source]
+    if source in PRESETS:
+        made = preset_config(source, vocab_size=vocabulary or base.vocab_size, context=base.max_len)
+        return read(made.to_dict(), source=source)
+    folder = find_model(source)
+    folder = adapter_base(folder) or folder
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"no model's settings at {source!r}",
+            evidence=f"{path} is not there",
+            fix=did_you_mean(source, [*NAMED, *PRESETS]) or "give a folder, a preset, or a name such as llama-7b",
+        )
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        return read(settings, source=source)
+    except (ValueError, KeyError, TypeError) as fault:
+        raise UserError(f"{path} cannot be read as a model's settings", evidence=repr(fault)) from None
+
+
+def job_of(
+    cfg: config.StageConfig,
+    *,
+    ranks: int,
+    gpu: bool,
+    vocabulary: int | None = None,
+    row_tokens: int | None = None,
+    per_node: int = 8,
+) -> Job:
+    """`row_tokens`: tokens of a row, --max_len if not known."""
+    policy = architecture_of(cfg.base.model, cfg.base, vocabulary=vocabulary)
+    layout = Layout(cfg.parallel.strategy, ranks, cfg.parallel.tp, cfg.parallel.device_share, per_node)
+    how = Pass(cfg.base.dtype == "bf16", gpu, cfg.base.lora_rank, cfg.base.gradient_checkpointing)
+    length = row_tokens or cfg.base.max_len
+    budget = cfg.optim.tokens_per_microbatch
+    match cfg:
+        case config.SFTConfig():
+            return Job("sft", policy, layout, how, length, cfg.batch_size, budget)
+        case config.RewardConfig():
+            return Job("reward", policy, layout, how, length, 2 * cfg.batch_size, budget)
+        case config.PreferConfig():
+            each = 1 if cfg.method.reads == "judged" else 2
+            return Job("prefer", policy, layout, how, length, each * cfg.batch_size, budget)
+    return reinforced(cfg, policy, layout, how, length, vocabulary=vocabulary)
+
+
+def reinforced(
+    cfg: config.RLConfig, policy: Architecture, layout: Layout, how: Pass, length: int, *, vocabulary: int | None
+) -> Job:
+    ppo = isinstance(cfg, config.PPOConfig)
+    group = cfg.algo.group_size if isinstance(cfg, config.GRPOConfig) else 1
+    shared = isinstance(cfg, config.PPOConfig) and cfg.algo.backbone == "shared"
+    judged = [spec for spec in parse_specs(cfg.judge.reward) if spec.kind in ("model", "ensemble")]
+    folder = reward_model_folder(cfg.judge.reward)
+    critic = cfg.algo.critic if isinstance(cfg, config.PPOConfig) else None
+    source = critic or folder
+    scorer = architecture_of(source, cfg.base, vocabulary=vocabulary) if source else policy
+    cut = cfg.rollout.top_k > 0 or cfg.rollout.top_p < 1 or cfg.rollout.min_p > 0
+    free = cfg.base.lora_rank > 0 and (cfg.kl.reference or cfg.base.model) == cfg.base.model
+    return Job(
+        stage="ppo" if ppo else "grpo",
+        policy=policy,
+        layout=layout,
+        how=how,
+        length=length,
+        rows=cfg.algo.minibatch_size,
+        microbatch=cfg.optim.tokens_per_microbatch,
+        samples=cfg.rollout.prompts_per_step * group,
+        new_tokens=min(cfg.rollout.max_new_tokens, length - 1),
+        slots=max(64, cfg.optim.tokens_per_microbatch // cfg.base.max_len),
+        epochs=cfg.algo.epochs,
+        prompts=cfg.rollout.prompts_per_step,
+        scorer=scorer,
+        judges=sum(len(spec.body.split(",")) for spec in judged),
+        critic=ppo,
+        shared=shared,
+        reference=needs_reference(cfg) and not free,
+        average=cfg.algo.ema_decay > 0,
+        entropy=True,
+        sampled_cut=cut,
+        engine_copy=cfg.parallel.engine_weights != "sharded",
+        steps=cfg.algo.steps,
+    )

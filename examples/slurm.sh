@@ -36,11 +36,20 @@ srun --kill-on-bad-exit=1 bash -c 'exec "$PYTHON" -m kinkajou.parallel.check_nod
     --nodes "$SLURM_NNODES" --node_rank "$SLURM_NODEID" --master_addr "$MAIN" --master_port $((PORT + 1)) \
     --interface "$INTERFACE" --start_timeout_s "$START_TIMEOUT"'
 
-# The bounds of torchrun's own waits; by default it waits ten minutes.
+# torchrun itself listens at $PORT of the first node, on all its interfaces. All else keeps to the one interface: hence
+# the addresses, and a table of the processes that lies with rank 0 instead of torchrun.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+ADDRESS='import sys; from kinkajou.parallel.interfaces import address_of, leads_to
+print(address_of(sys.argv[1] or leads_to(sys.argv[2], 1)))'
+export ADDRESS
+
+# The bounds are of torchrun's own waits; by default it waits ten minutes.
 srun --kill-on-bad-exit=1 bash -c '
+    set -eu
     [ "$SLURM_NODEID" = 0 ] && host=1 || host=0
+    address=$("$PYTHON" -c "$ADDRESS" "$INTERFACE" "$MAIN")
     exec "$PYTHON" -m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc_per_node "$PER_NODE" \
-        --rdzv_backend c10d --rdzv_endpoint "$MAIN:$PORT" --rdzv_id "$SLURM_JOB_ID" \
+        --rdzv_backend c10d --rdzv_endpoint "$MAIN:$PORT" --rdzv_id "$SLURM_JOB_ID" --local_addr "$address" \
         --rdzv_conf "is_host=$host,join_timeout=$START_TIMEOUT,read_timeout=$START_TIMEOUT" \
         --max_restarts "$RESTARTS" \
         -m kinkajou "$STAGE" ${RECIPE:+"$RECIPE"} --strategy "$STRATEGY" ${INTERFACE:+--interface "$INTERFACE"} \

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
-from torch.distributed.distributed_c10d import _resolve_process_group
+from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -60,11 +60,11 @@ class World:
         self.calls, self.sent = Counter(), Counter()
 
 
-class Imagined(TorchDispatchMode):
+class Imagined(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Above PyTorch's fake mode: real tensors stay real among themselves, and questions for a number get an answer."""
 
     def __init__(self, world: World) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.world = world
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -116,7 +116,7 @@ def ranks_of(args: Any) -> int:
     for x in args:
         if isinstance(x, torch.ScriptObject) and "ProcessGroup" in str(x._type()):
             return int(dist.ProcessGroup.unbox(x).size())
-    return int(_resolve_process_group(next(x for x in reversed(args) if isinstance(x, str))).size())
+    return int(_resolve_process_group(cast(Any, next(x for x in reversed(args) if isinstance(x, str)))).size())
 
 
 def whole_numbers(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
@@ -149,20 +149,37 @@ def imagined_world(ranks: int) -> Iterator[World]:
 @contextmanager
 def without_data(world: World) -> Iterator[None]:
     """Inside, what is built and what is computed from parameters has no data."""
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), Imagined(world):
+    with warnings.catch_warnings(), staying(), FakeTensorMode(allow_non_fake_inputs=True), Imagined(world):
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
         yield
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """Inside, modules stay where they are: there is one device, and torch cannot move a fake parameter that is known
+    to anyone."""
+    before = nn.Module.to
+
+    def to(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        types = {x for x in (*args, *kwargs.values()) if isinstance(x, torch.dtype)}
+        return self if types <= {param.dtype for param in self.parameters()} else before(self, *args, **kwargs)
+
+    nn.Module.to = to  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.to = before  # type: ignore[method-assign]
 
 
 class Peak:
     """Mixed into a tracker of torch's: the fullest moment of the device, by the tracker's own names."""
 
     host_share = 0.0
-    most = -1
+    most, most_on_host = -1, 0
 
     def begin(self, outer: nn.Module, host_share: float, called: Callable[[], None]) -> AbstractContextManager[None]:
         """`outer` is the module whose calls are told; the trackers stop at a second unless they forget the first."""
-        self.host_share, self.most, self.at = host_share, -1, dict[str, int]()
+        self.host_share, self.most, self.at, self.most_on_host = host_share, -1, dict[str, int](), 0
         return self._watching(outer, called)
 
     @contextmanager
@@ -183,40 +200,39 @@ class Peak:
     def _update_peak_stats(self, peak_state: Any) -> None:
         now = {getattr(kind, "value", kind): size for kind, size in self.now().items()}
         total = now.pop("Total", 0)
-        if total - (hosted := self._on_host(now)) > self.most:
+        hosted = round(self.host_share * sum(now.get(kind, 0) for kind in HOSTED))
+        self.most_on_host = max(self.most_on_host, hosted)
+        if total - hosted > self.most:
             self.most, self.at = total - hosted, now
-
-    def _on_host(self, now: Mapping[str, int]) -> int:
-        return round(self.host_share * sum(now.get(kind, 0) for kind in HOSTED))
 
     def now(self) -> dict[Any, int]:
         snapshot: dict[torch.device, dict[Any, int]] = self._curr_mem_snap  # type: ignore[attr-defined]
         return snapshot.get(torch.device("cpu"), {})
 
-    def split(self, sizes: Mapping[Any, int]) -> tuple[dict[str, int], int]:
-        """Bytes on the device by our kinds, and bytes on the host."""
-        plain = {getattr(kind, "value", kind): size for kind, size in sizes.items()}
-        plain.pop("Total", None)
+    def split(self) -> dict[str, int]:
+        """Bytes on the device at its fullest moment, by our kinds."""
         found: Counter[str] = Counter()
-        for kind, size in plain.items():
-            share = 1.0 - self.host_share if kind in HOSTED else 1.0
-            found[KINDS[kind]] += round(share * size)
-        return dict(found), self._on_host(plain)
+        for kind, size in self.at.items():
+            found[KINDS[kind]] += round((1.0 - self.host_share if kind in HOSTED else 1.0) * size)
+        return dict(found)
 
 
-class ShardedPeak(Peak, FSDPMemTracker):
+class ShardedPeak(Peak, FSDPMemTracker):  # type: ignore[no-untyped-call]
     pass
 
 
-class WholePeak(Peak, MemTracker):
-    pass
+class WholePeak(Peak, MemTracker):  # type: ignore[no-untyped-call]
+    def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> tuple[int, int]:
+        # Parameters that are bound as bfloat16 copies have no gradients of their own.
+        leaves = all(param.is_leaf for param in module.parameters())
+        return super()._track_module_params_and_buffers(module, install_grad_hooks and leaves)
 
 
 def tracker_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Peak:
     """torch's tracker for a model as a strategy has wrapped it."""
     root = getattr(model, "root", model)
     if isinstance(root, FSDPModule):
-        return ShardedPeak(root, optimizer)
+        return ShardedPeak(cast(nn.Module, root), optimizer)
     tracker = WholePeak()
     tracker.track_external(model, *([optimizer] if optimizer else []))
     return tracker
@@ -226,7 +242,7 @@ def host_share(model: nn.Module) -> float:
     """Share of a wrapped model's weights that its strategy keeps on the host."""
     sizes = Counter[bool]()
     for module in model.modules():
-        group = module._get_fsdp_state()._fsdp_param_group if isinstance(module, FSDPModule) else None
+        group: Any = module._get_fsdp_state()._fsdp_param_group if isinstance(module, FSDPModule) else None
         for param in group.fsdp_params if group else ():
             sizes[isinstance(group.offload_policy, CPUOffloadPolicy)] += param.sharded_param.numel()
     return sizes[True] / max(1, sizes.total())

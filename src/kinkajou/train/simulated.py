@@ -136,7 +136,9 @@ class Simulator:
         optimizer = adamw(model, lr=1e-5, weight_decay=self.cfg.optim.weight_decay)
         for param in model.parameters():
             param.grad = torch.zeros_like(param) if param.requires_grad else None
-        optimizer.step()  # its state, and DTensor's first look at everything, which trackers mistake for memory
+        # The optimiser's state, and DTensor's first look at every operation, which trackers mistake for memory.
+        self.s.clip_grads(wrapped, self.cfg.optim.max_norm)
+        optimizer.step()
         optimizer.zero_grad()
         return self._kept(Actor(name, wrapped, optimizer))
 
@@ -216,7 +218,8 @@ class Simulator:
         }
 
     def passes(self) -> Iterator[Passed]:
-        for work in self.works:
+        """The last first: where the policy's update is too much, nobody needs to know the rest."""
+        for work in reversed(self.works):
             own = ceil(work.rows / self.s.world)
             pair = 2 if isinstance(self.cfg, config.RewardConfig) or self._compares else 1
             held = max(1, self.cfg.optim.tokens_per_microbatch // (pair * self.cfg.base.max_len))
@@ -245,8 +248,7 @@ class Simulator:
             for total, first, second in zip((calls, sent), marks[0], marks[1], strict=True):
                 for name in second:
                     total[name] += (number - len(marks)) * (second[name] - first[name])
-        device, host = tracker.split(tracker.at)
-        return Passed(work.name, actor.name, device, host, dict(calls), dict(sent), work.times)
+        return Passed(work.name, actor.name, tracker.split(), tracker.most_on_host, dict(calls), dict(sent), work.times)
 
 
 def simulate(
@@ -260,7 +262,7 @@ def simulate(
 ) -> Simulation:
     """One rank of many in a step of that stage; `policy` and `scorer` (reward model, critic) as in config.json.
 
-    Where models at rest are too much already, no pass is made.
+    Where models at rest are too much already, or a pass is, no further pass is made.
     """
     start = time.perf_counter()
     with imagined_world(ranks) as world, as_on_gpu() if gpu else nullcontext():
@@ -268,8 +270,9 @@ def simulate(
         with without_data(world):
             made = Simulator(cfg, policy, scorer or policy, s=s, world=world, memory=memory)
             found = Simulation(described(cfg), ranks, made.standing(), engine=made.engine)
-            if found.fits(memory):
-                found = replace(found, passes=tuple(made.passes()))
+            passes = made.passes()
+            while found.fits(memory) and (one := next(passes, None)):
+                found = replace(found, passes=(*found.passes, one))
     return replace(found, seconds=time.perf_counter() - start)
 
 

@@ -56,10 +56,16 @@ class EngineConfig:
     ray_address: str | None = None
     """Address of a running Ray cluster; a local one on the loopback is started if omitted."""
     server: tuple[str, ...] = ()
-    """vLLM servers, http://HOST:PORT each."""
-    server_sync: Literal["auto", "transfer", "adapter", "reload", "restart"] = "auto"
-    """How a vLLM server gets new weights: its weight-transfer API, a LoRA adapter, reloading a folder that both see,
-    or a restart."""
+    """vLLM servers: http://HOST:PORT each, or start:ENVIRONMENT, a folder with vLLM in it (`python -m venv`) from which
+    the run starts one of its own on the loopback."""
+    server_sync: Literal["auto", "adapter", "reload", "restart"] = "auto"
+    """How a vLLM server gets new weights: a LoRA adapter or all weights from a folder that both see, or a restart on
+    that folder. `auto`: the adapter with LoRA, else a restart of servers that the run has started, else reload."""
+    server_gap: float | None = None
+    """Largest distance of a vLLM server's log-probabilities from the trainer's (nats, worst token) after new weights;
+    beyond it the run stops. 0.001 for fp32 and 0.3 for bf16 if omitted."""
+    server_timeout_s: float = 600.0
+    """Longest wait for one answer of a vLLM server."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "workers")
@@ -68,8 +74,19 @@ class EngineConfig:
             object.__setattr__(self, "server", (self.server,) if self.server else ())
         if self.rollout == "vllm" and not self.server:
             raise UserError("--rollout vllm needs a server", fix="--server http://127.0.0.1:8000")
-        if self.rollout != "vllm" and self.server:
-            raise UserError("--server is read by vLLM rollouts alone", fix="--rollout vllm, or leave --server out")
+        at_least(self, 0, "server_gap")
+        at_least(self, 1e-3, "server_timeout_s")
+        for where in self.server:
+            if not where.startswith(("http://", "https://", "start:")):
+                raise UserError(
+                    f"--server {where!r} is no address",
+                    fix="http://HOST:PORT of a running server, or start:ENVIRONMENT to start one",
+                )
+        own = (self.server, self.server_sync, self.server_gap, self.server_timeout_s)
+        if self.rollout != "vllm" and own != ((), "auto", None, 600.0):
+            raise UserError(
+                "--server and --server_... are read by vLLM rollouts alone", fix="--rollout vllm, or leave them out"
+            )
         if self.rollout != "ray" and (self.workers > 1 or self.ray_address or self.max_staleness):
             raise UserError(
                 "--workers, --max_staleness and --ray_address are read by Ray rollouts alone", fix="--rollout ray"

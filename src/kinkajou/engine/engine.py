@@ -51,6 +51,18 @@ class Answered(NamedTuple):
     ended: bool
 
 
+class OwnedEngine(Engine, Protocol):
+    """An engine of one process, through which others ask too."""
+
+    staleness: float
+
+    def answers(
+        self, prompts: Prompts, sampling: Sampling, *, max_new_tokens: int, seeds: Sequence[int]
+    ) -> list[Answered]:
+        """What `generate` puts into a batch."""
+        ...
+
+
 @dataclass(frozen=True)
 class Drawn:
     """One decoding step: the new token of each row that got one."""

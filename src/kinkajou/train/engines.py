@@ -12,6 +12,7 @@ from kinkajou.models.forward import LanguageModel
 from kinkajou.models.replica import shape_of
 from kinkajou.parallel.allocator import free_bytes
 from kinkajou.parallel.strategy import Strategy
+from kinkajou.train.served import vllm_engine
 from kinkajou.train.together import Together
 
 COPY_SHARE = 0.4
@@ -22,6 +23,8 @@ def make_engine(cfg: RLConfig, language: LanguageModel, form: ChatFormat, s: Str
     """The engine of a run, which has no weights before its first `load` where it is not the trainer itself."""
     if cfg.engine.rollout == "ray":
         return ray_engine(cfg, language, form, s)
+    if cfg.engine.rollout == "vllm":
+        return vllm_engine(cfg, language, form, s)
     return local_engine(cfg, language, form)
 
 

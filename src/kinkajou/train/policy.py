@@ -111,7 +111,8 @@ def old_logps(cfg: RLConfig, parts: RLParts, rollout: Rollout, s: Strategy) -> T
     logp = in_parts(rollout, budget, lambda b: parts.language(b.tokens, b.mask, sampling).logp, s.passes)
     bound = cfg.rollout.correction_bound if cfg.rollout.rollout_correction != "none" else GATE
     worst = max_over_ranks(((rollout.sampler_logp - logp).abs() * rollout.mask).max(), s)
-    state.trusted = TRUSTED if how == "auto" and worst <= min(bound, GATE) else 0
+    own = cfg.engine.rollout != "vllm"  # a server is other code, which somebody else may change: it is always looked at
+    state.trusted = TRUSTED if own and how == "auto" and worst <= min(bound, GATE) else 0
     return logp
 
 

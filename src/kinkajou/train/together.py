@@ -6,8 +6,7 @@ from typing import Any, TypeVar, cast
 from torch import Tensor
 
 from kinkajou.batch import Rollout, Sampling
-from kinkajou.engine.engine import Answered, Prompts, as_rollout
-from kinkajou.engine.pool_engine import PoolEngine
+from kinkajou.engine.engine import AheadEngine, Answered, OwnedEngine, Prompts, as_rollout
 from kinkajou.errors import UserError
 from kinkajou.parallel.strategy import Strategy
 
@@ -17,9 +16,9 @@ T = TypeVar("T")
 class Together:
     """The engine protocol, called by all processes at the same time; their prompts lie in one queue."""
 
-    def __init__(self, make: Callable[[], PoolEngine], s: Strategy, *, pad_id: int) -> None:
+    def __init__(self, make: Callable[[], OwnedEngine], s: Strategy, *, pad_id: int) -> None:
         self.s, self.pad_id = s, pad_id
-        self.engine: PoolEngine | None = None
+        self.engine: OwnedEngine | None = None
         self.staleness = 0.0
 
         def start() -> None:
@@ -29,7 +28,8 @@ class Together:
 
     def begin(self, prompts: Prompts, sampling: Sampling, *, max_new_tokens: int, seeds: Sequence[int]) -> None:
         everyone, every_seed, _ = self._joined(prompts, seeds)
-        self._told(lambda: self._own.begin(everyone, sampling, max_new_tokens=max_new_tokens, seeds=every_seed))
+        own = cast(AheadEngine, self.engine)
+        self._told(lambda: own.begin(everyone, sampling, max_new_tokens=max_new_tokens, seeds=every_seed))
 
     def generate(self, prompts: Prompts, sampling: Sampling, *, max_new_tokens: int, seeds: Sequence[int]) -> Rollout:
         everyone, every_seed, start = self._joined(prompts, seeds)
@@ -56,7 +56,7 @@ class Together:
             self.engine.close()
 
     @property
-    def _own(self) -> PoolEngine:
+    def _own(self) -> OwnedEngine:
         assert self.engine
         return self.engine
 

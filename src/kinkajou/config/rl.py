@@ -7,7 +7,7 @@ from typing import Any, Literal
 from kinkajou.config.dialects import FROM_TABLE, filled, grpo_row, known_dialect, ppo_row
 from kinkajou.config.groups import ModelConfig, OptimConfig, RunConfig, at_least, require, within
 from kinkajou.config.parallel import EngineConfig, ParallelConfig
-from kinkajou.config.rl_checks import check_adaptive, check_judges, refuse_idle
+from kinkajou.config.rl_checks import check_adaptive, check_engine, check_judges, refuse_idle
 from kinkajou.errors import UserError
 
 
@@ -343,6 +343,7 @@ class PPOConfig:
         row = ppo_row(self.numerics.dialect)
         resolve(self, row)
         refuse_idle(self, row)
+        check_engine(self)
         check_adaptive(self, self.rollout.prompts_per_step)
 
 
@@ -369,6 +370,7 @@ class GRPOConfig:
         row = grpo_row(self.numerics.dialect, self.algo.algorithm)
         resolve(self, row)
         refuse_idle(self, row)
+        check_engine(self)
         compares = self.algo.baseline in ("group_mean", "leave_one_out") or self.algo.scale == "group"
         if self.algo.group_size == 1 and compares:
             raise UserError(

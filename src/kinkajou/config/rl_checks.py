@@ -28,6 +28,22 @@ def check_judges(cfg: Any) -> None:
         )
 
 
+def check_engine(cfg: Any) -> None:
+    """What cannot be sampled elsewhere, or ahead of the trainer."""
+    if cfg.engine.rollout == "ray" and cfg.parallel.tp > 1:
+        raise UserError(
+            "Ray rollouts do not go with tensor parallel",
+            evidence=f"--rollout ray, --tp {cfg.parallel.tp}",
+            fix="--tp 1 with --strategy zero3, or --rollout local",
+        )
+    if cfg.engine.max_staleness and getattr(cfg.algo, "dynamic_sampling", 0):
+        raise UserError(
+            "dynamic sampling decides in each step which prompts come next, so none can be sampled ahead",
+            evidence=f"--dynamic_sampling {cfg.algo.dynamic_sampling}, --max_staleness {cfg.engine.max_staleness}",
+            fix="--max_staleness 0, or --dynamic_sampling 0",
+        )
+
+
 def check_adaptive(cfg: Any, samples: int) -> None:
     """The controller moves the coefficient by at most 0.2 x samples / horizon of itself a step (Ziegler 2019)."""
     if cfg.kl.kl_target is None:

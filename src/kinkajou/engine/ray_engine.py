@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,6 +14,8 @@ from kinkajou.models.forward import LanguageModel
 
 START_S = 60.0
 """Longest wait for a worker to come up."""
+CONNECT_S = 10.0
+"""Longest wait for a connection to a cluster."""
 LOOPBACK = "127.0.0.1"
 
 
@@ -110,7 +113,12 @@ def start_ray(workers: int, weight_bytes: int) -> Any:
 def join_ray(address: str) -> Any:
     """A cluster that somebody runs."""
     ray = import_ray()
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"{address!r} is no address of a Ray cluster", fix="--ray_address HOST:PORT, often port 6379")
     try:
+        # Ray itself would try for minutes.
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
         ray.init(
             address=address,
             namespace="kinkajou",
@@ -118,11 +126,11 @@ def join_ray(address: str) -> Any:
             logging_level="error",
             configure_logging=False,
         )
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as fault:
+    except (OSError, RuntimeError, ValueError, OverflowError, ray.exceptions.RayError) as fault:
         raise UserError(
             f"no Ray cluster could be joined at {address}",
             evidence=str(fault).strip().splitlines()[0][:300],
-            fix="start one with the same versions of Ray and Python: ray start --head --node-ip-address=ADDRESS",
+            fix="start it with the versions of Ray and Python that are here: ray start --head --node-ip-address=HOST",
         ) from None
     return ray
 

@@ -128,4 +128,4 @@ def improve(cfg: GRPOConfig, parts: RLParts, batch: GRPOBatch, step: int, s: Str
         history.append(found)
         if cfg.algo.stop_kl and found["kl_old"] > cfg.algo.stop_kl:
             break
-    return summarised(history)
+    return summarised(history, stale=cfg.engine.max_staleness > 0)

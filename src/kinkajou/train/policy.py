@@ -121,19 +121,21 @@ def correction(
 ) -> tuple[Tensor, dict[str, float]]:
     """Importance weights of the tokens where engine and trainer disagree beyond the bound, else 1.
 
-    `engine_gap` is the mean distance in nats, `engine_gap_max` that of the worst token, `correction` the share of
-    tokens whose weight is not 1.  Nothing is said where the log-probabilities are the engine's own.
+    `engine_gap` is the mean distance in nats, `engine_gap_max` that of the worst token (`stale_gap` and
+    `stale_gap_max` where answers may be of earlier weights, which is no fault of the engine), `correction` the share
+    of tokens whose weight is not 1.  Nothing is said where the log-probabilities are the engine's own.
     """
     if logp is sampler_logp:
         return torch.ones_like(logp), {}
-    gap = {"engine_gap": tensors.masked_mean((sampler_logp - logp).abs(), mask, all_sum=s.all_sum).item()}
+    of = "stale_gap" if cfg.engine.max_staleness else "engine_gap"
+    gap = {of: tensors.masked_mean((sampler_logp - logp).abs(), mask, all_sum=s.all_sum).item()}
     worst = max_over_ranks(((sampler_logp - logp).abs() * mask).max(), s)
     how = cfg.rollout.rollout_correction
     if how == "none" or worst <= cfg.rollout.correction_bound:
-        return torch.ones_like(logp), {**gap, "engine_gap_max": worst, "correction": 0.0}
+        return torch.ones_like(logp), {**gap, f"{of}_max": worst, "correction": 0.0}
     weights = losses.importance_correction(logp, sampler_logp, mask, how, cap=cfg.rollout.correction_cap)
     moved = tensors.masked_mean((weights != 1).float(), mask, all_sum=s.all_sum).item()
-    return weights, {**gap, "engine_gap_max": worst, "correction": moved}
+    return weights, {**gap, f"{of}_max": worst, "correction": moved}
 
 
 def max_over_ranks(x: Tensor, s: Strategy) -> float:
@@ -167,13 +169,16 @@ def sample_metrics(sampled: Sampled, shaped: Tensor, kl_ref: Tensor | None, s: S
     return found
 
 
-def summarised(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means of what a step's updates reported, their number, and ratio and its gap before the first of them."""
+def summarised(history: Sequence[Mapping[str, float]], *, stale: bool = False) -> dict[str, float]:
+    """Means of what a step's updates reported, their number, and ratio and its gap before the first of them.
+
+    `stale`: answers may be of earlier weights, so the ratio never starts from the engine.
+    """
     names = dict.fromkeys(name for row in history for name in row)
     means = {name: fmean(row[name] for row in history if name in row) for name in names}
     before = next((row for row in history if "ratio" in row), None)
     first = {"first_ratio": before["ratio"], "first_gap": before["ratio_gap"]} if before else {}
-    if before:  # weights have not moved yet: where the ratio starts from the engine, this is its distance
+    if before and not stale:  # weights have not moved yet: where the ratio starts from the engine, this is its distance
         first["engine_gap"] = before["ratio_gap"]
     means.pop("ratio_gap", None)  # later it only says that the policy moves, which kl_old says better
     return means | first | {"updates": float(len(history))}

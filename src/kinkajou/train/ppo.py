@@ -137,7 +137,7 @@ def improve(
         history.append(found)
         if algo.stop_kl and found.get("kl_old", 0.0) > algo.stop_kl:
             break
-    return summarised(history)
+    return summarised(history, stale=cfg.engine.max_staleness > 0)
 
 
 def losses_of(cfg: PPOConfig, parts: RLParts) -> tuple[LossFn, LossFn, LossFn]:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from kinkajou.batch import Rollout, Sampling, pad_rows
+from kinkajou.batch import Passes, Rollout, Sampling, pad_rows
 from kinkajou.engine.cache import Cache, Slots
 from kinkajou.engine.paged import Pages, can_page
 from kinkajou.engine.scheduler import Decoder, Sample
@@ -76,7 +76,8 @@ class LocalEngine:
     """Decodes with a KV cache in the trainer's own process and weights.
 
     `end_ids` stop a sample.  At most `max_rows` samples run at once; a slot that comes free is filled again.
-    `decode` (tokens of an answer -> text) is needed for stop texts alone.
+    `decode` (tokens of an answer -> text) is needed for stop texts alone.  `passes` is given where the model is
+    sharded: every step is then one pass that all ranks make together, also those that have no sample left.
     """
 
     def __init__(
@@ -87,13 +88,17 @@ class LocalEngine:
         pad_id: int,
         max_rows: int = 64,
         decode: Decoder | None = None,
+        passes: Passes | None = None,
     ) -> None:
         self.model, self.pad_id, self.max_rows, self.decode = model, pad_id, max_rows, decode
+        self.passes = passes
         self.end_ids = sorted(set(end_ids))
         self._kept: Session | None = None
 
     @torch.no_grad()
     def load(self, params: Iterable[tuple[str, Tensor]]) -> None:
+        if self.passes:  # it reads the trainer's own shards
+            return
         own = dict(self.model.named_parameters())
         for name, param in params:
             if own[name].data_ptr() != param.data_ptr():
@@ -117,8 +122,8 @@ class LocalEngine:
     def answers(self, samples: Sequence[Sample]) -> list[Answered]:
         """Runs the samples to their ends."""
         session = self.session(samples)
-        while session.busy:
-            session.step()
+        while (self.passes or int)(session.busy):
+            self.model.run(session.step)
         return [Answered(sample.tokens, sample.logps, sample.finished != "length") for sample in samples]
 
     def stream(self, samples: Sequence[Sample]) -> Iterator[Drawn]:
@@ -156,7 +161,14 @@ class LocalEngine:
         room = max(room, *(len(sample.prompt) + sample.max_new_tokens for sample in samples), 1)
         session = self._kept
         if session is None or session.busy or session.scheduler.rows < rows or session.room < room:
-            session = Session(self.model, self._cache(rows, room), rows=rows, room=room, end_ids=self.end_ids)
+            session = Session(
+                self.model,
+                self._cache(rows, room),
+                rows=rows,
+                room=room,
+                end_ids=self.end_ids,
+                sharded=self.passes is not None,
+            )
         self._kept = session if self.model.device.type == "cuda" else None
         session.renew(self.decode)
         for sample in samples:

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -36,13 +37,17 @@ class Said:
 class Session:
     """Samples of one model, at most `rows` at once, over a cache that has room for each of them."""
 
-    def __init__(self, model: LanguageModel, cache: Cache, *, rows: int, room: int, end_ids: Iterable[int]) -> None:
+    def __init__(
+        self, model: LanguageModel, cache: Cache, *, rows: int, room: int, end_ids: Iterable[int], sharded: bool = False
+    ) -> None:
+        self.sharded = sharded
+        """Whether every step must be one pass through the model, which all ranks make together."""
         self.model, self.cache, self.room = model, cache, room
         self.device, self.ends = model.device, set(end_ids)
         self.scheduler = Scheduler(rows)
         self.decode: Decoder | None = None
         self.layers: Repacked | None = None
-        self.graphs = Graphs(self._next, rows) if self.device.type == "cuda" else None
+        self.graphs = Graphs(self._next, rows) if self.device.type == "cuda" and not sharded else None
         self._lay: list[int] = []
         self._first: dict[tuple[int, ...], Tensor] = {}
         """Logits after a prompt, as long as samples wait that start with it."""
@@ -69,13 +74,21 @@ class Session:
     def step(self) -> list[Said]:
         """The tokens said now, sample by sample in the order of time; none if nothing is left to do."""
         if not self.busy:
-            return []
+            return self._keep_company()
         with self.model.computing():
-            self.layers = self.layers or Repacked(self.model.module, rows=self.scheduler.rows)
-            with self.layers.in_place():
+            if not self.sharded:  # else weights come and go with every pass
+                self.layers = self.layers or Repacked(self.model.module, rows=self.scheduler.rows)
+            with self.layers.in_place() if self.layers else nullcontext():
                 said = self._start(self.scheduler.admit()) if self.scheduler.due else self._go_on()
         self.scheduler.drop_finished(self.cache.move, self.cache.release)
         return said
+
+    def _keep_company(self) -> list[Said]:
+        """A pass of one token that other ranks need."""
+        if self.sharded:
+            none = torch.zeros((1, 1), dtype=torch.long, device=self.device)
+            self.model.hidden(none, none, Packed((0, 1)))
+        return []
 
     def _start(self, admitted: list[Sample]) -> list[Said]:
         """Runs each prompt that no running sample has, once; draws every new sample's first token."""
@@ -87,6 +100,8 @@ class Session:
                 fresh[sample.prompt] = holders[sample.prompt] = slot
         if fresh:
             self._first |= dict(zip(fresh, self._prefill(list(fresh), list(fresh.values())), strict=True))
+        else:
+            self._keep_company()
         for slot, sample in enumerate(admitted, len(running)):
             if holders[sample.prompt] != slot:
                 self.cache.copy(holders[sample.prompt], slot, len(sample.prompt))
@@ -130,7 +145,12 @@ class Session:
 
     def _burst(self, running: list[Sample]) -> int:
         """What needs the text so far needs every token at once; no sample runs over its end of the cache."""
-        if self.device.type == "cpu" or not self._alike(running) or any(sample.stops for sample in running):
+        if (
+            self.device.type == "cpu"
+            or self.sharded
+            or not self._alike(running)
+            or any(sample.stops for sample in running)
+        ):
             return 1
         return min(BURST, *(sample.max_new_tokens - len(sample.tokens) for sample in running))
 

@@ -67,7 +67,7 @@ class PackedModel(nn.Module):
         super().__init__()
         self.module, self.dtype = module, dtype
         self._half: Bfloat16 | None = None
-        self._handed = False
+        self._gathered_on: torch.device | None = None
 
     @property
     def inner(self) -> Any:
@@ -77,7 +77,7 @@ class PackedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.module.parameters()).device
+        return self._gathered_on or next(self.module.parameters()).device
 
     @property
     def width(self) -> int:
@@ -89,15 +89,20 @@ class PackedModel(nn.Module):
 
         Softmax, losses and the scalar head stay float32.  A decoding step that binds costs microseconds.
         """
-        if self.dtype == "fp32" or self._handed:
+        if self.dtype == "fp32" or self._gathered_on:
             return nullcontext()
         if self._half is None or not self._half.fits(self.module):
             self._half = Bfloat16(self.module, keep=self.kept)
         return self._half.bind()
 
-    def hand_over(self) -> None:
-        """Casting to the compute type is left to a strategy that gathers weights in it."""
-        self._handed = True
+    def hand_over(self, device: torch.device) -> None:
+        """From now on a strategy gathers the weights, on that device and in the compute type."""
+        self._gathered_on = device
+
+    @property
+    def gathered(self) -> bool:
+        """Whether a strategy gathers the weights for each pass."""
+        return self._gathered_on is not None
 
     @property
     def root(self) -> nn.Module:
@@ -262,6 +267,11 @@ class ActorCritic(nn.Module):
         return self.language.dtype
 
     @property
+    def gathered(self) -> bool:
+        """Whether a strategy gathers the weights for each pass."""
+        return self._gathered_on is not None
+
+    @property
     def root(self) -> nn.Module:
         return self.language
 
@@ -273,8 +283,8 @@ class ActorCritic(nn.Module):
     def wide(self) -> list[nn.Module]:
         return [self.head]
 
-    def hand_over(self) -> None:
-        self.language.hand_over()
+    def hand_over(self, device: torch.device) -> None:
+        self.language.hand_over(device)
 
     def forward(self, *args: Any, **kwargs: Any) -> SharedScores:
         """(b, t+1), (b, t), (b, t) -> log-probabilities at `mask`, values before the targets of `value_mask`.

@@ -40,8 +40,8 @@ class Divided(Protocol):
     root: nn.Module
     """The module whose `forward` and `run` are all ways to the blocks."""
 
-    def hand_over(self) -> None:
-        """The casting to the compute type is the strategy's from now on."""
+    def hand_over(self, device: torch.device) -> None:
+        """From now on weights are gathered on that device, in the compute type."""
         ...
 
 
@@ -78,8 +78,7 @@ class Sharded(Ranks):
         trained = any(param.requires_grad for param in model.parameters())
         if self.tp > 1:
             split_matrices(divided.root, self.mesh["tensor"])
-        if divided.dtype == "bf16":
-            divided.hand_over()
+        divided.hand_over(self.device)
         units = [*divided.blocks, *divided.wide, divided.root]
         hosted = self._hosted(units)
         for number, unit in enumerate(units):
@@ -142,7 +141,7 @@ class Sharded(Ranks):
         norm: Tensor = torch.stack([part.to(self.device) for part in norms(grads)]).norm()
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for grad in grads:
-            local = grad.to_local() if isinstance(grad, DTensor) else grad
+            local = own_part(grad)
             local.mul_(scale.to(local.device))
         return norm
 
@@ -167,6 +166,11 @@ class Sharded(Ranks):
             if self.main:
                 found[name] = whole.cpu()
         return found
+
+
+def own_part(x: Tensor) -> Tensor:
+    """What this rank holds of a tensor that may be a shard."""
+    return x.to_local() if isinstance(x, DTensor) else x
 
 
 def on_host(device: torch.device) -> OffloadPolicy:

@@ -25,7 +25,7 @@ def make_engine(cfg: RLConfig, language: LanguageModel, form: ChatFormat, s: Str
         return ray_engine(cfg, language, form, s)
     if cfg.engine.rollout == "vllm":
         return vllm_engine(cfg, language, form, s)
-    return local_engine(cfg, language, form)
+    return local_engine(cfg, language, form, s)
 
 
 def sampled_from(cfg: RLConfig, language: LanguageModel, s: Strategy) -> LanguageModel:
@@ -44,8 +44,9 @@ def sampled_from(cfg: RLConfig, language: LanguageModel, s: Strategy) -> Languag
     return copy.deepcopy(language).freeze().to(s.device)
 
 
-def local_engine(cfg: RLConfig, language: LanguageModel, form: ChatFormat) -> LocalEngine:
-    return LocalEngine(language, end_ids=form.end_ids, pad_id=form.pad_id, max_rows=rows_at_once(cfg))
+def local_engine(cfg: RLConfig, language: LanguageModel, form: ChatFormat, s: Strategy) -> LocalEngine:
+    passes = s.passes if language.gathered else None
+    return LocalEngine(language, end_ids=form.end_ids, pad_id=form.pad_id, max_rows=rows_at_once(cfg), passes=passes)
 
 
 def rows_at_once(cfg: RLConfig) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kinkajou.errors import UserError
+from kinkajou.parallel.sharded import own_part
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.train.update import Objective
 
@@ -41,7 +42,7 @@ class Origin:
 
 def not_finite(strategy: Strategy, model: nn.Module, parts: Sequence[Part], norm: Tensor) -> NotFinite:
     """The error of a step whose gradient has this norm, the same on all ranks: that of the first rank to have one."""
-    found = first_origin(strategy.unwrap(model), parts)
+    found = (together if strategy.sharded else first_origin)(strategy.unwrap(model), parts, strategy)
     origins = cast("list[tuple[int, Origin | None]]", strategy.gather([(strategy.rank, found)]))
     for rank, origin in origins:
         if origin:
@@ -54,13 +55,28 @@ def not_finite(strategy: Strategy, model: nn.Module, parts: Sequence[Part], norm
     )
 
 
-def first_origin(model: nn.Module, parts: Sequence[Part]) -> Origin | None:
+def first_origin(model: nn.Module, parts: Sequence[Part], strategy: Strategy) -> Origin | None:
     """Looks through each micro-batch's forward pass, then through each one's backward pass."""
     for look in (forward_origin, backward_origin):
         for number, part in enumerate(parts, 1):
             if found := look(model, part):
                 where = f"micro-batch {number} of {len(parts)}"
                 return dataclasses.replace(found, evidence=f"{found.evidence}; {where}{lonely_row(model, part)}")
+    return None
+
+
+def together(model: nn.Module, parts: Sequence[Part], strategy: Strategy) -> Origin | None:
+    """The same search where every pass is made by all ranks: none stops before the others have heard of it."""
+    objective, count, _ = parts[0]
+    company = (objective, count, torch.zeros(1, dtype=torch.long))
+    number = strategy.passes(len(parts))
+    everything = [*parts, *[company] * (number - len(parts))]
+    for look in (forward_origin, backward_origin):
+        found = [(i, origin) for i, part in enumerate(everything, 1) if (origin := look(model, part))]
+        if strategy.passes(len(found)):
+            i, origin = found[0] if found else (0, None)
+            where = f"micro-batch {i} of {number}"
+            return origin and dataclasses.replace(origin, evidence=f"{origin.evidence}; {where}")
     return None
 
 
@@ -147,6 +163,8 @@ def backward_origin(model: nn.Module, part: Part) -> Origin | None:
     try:
         loss = objective.loss_fn(model, objective.batch.select(rows), count)
         (objective.weight * loss.value).backward()  # type: ignore[no-untyped-call]
+        for name, param in reversed(list(model.named_parameters())):  # shards get theirs in another way
+            look(short(name), param)
     finally:
         for hook in hooks:
             hook.remove()
@@ -171,10 +189,14 @@ def short(name: str) -> str:
 
 
 def holds_bad(x: object) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x).all())
+    """Of a shard: what this rank holds of it."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return False
+    return not bool(torch.isfinite(own_part(x)).all())
 
 
 def shown(x: Tensor) -> str:
+    x = own_part(x)
     nans, size = int(x.isnan().sum()), x.numel()
     return f"{nans:,} NaN and {int(x.isinf().sum()):,} infinite of {size:,} entries"
 

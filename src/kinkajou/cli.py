@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,10 +20,55 @@ STAGES: dict[str, tuple[type[Any], str]] = {
     "ppo": (config.PPOConfig, "Improve a policy against a reward by PPO."),
     "grpo": (config.GRPOConfig, "Improve a policy against a reward without a critic: GRPO, DAPO, RLOO and others."),
 }
-BORROWING = ("check", "profile")
-"""Commands that take a stage's settings without its run."""
-PROFILE_OWN = ("steps", "warmup")
-"""Flags that mean a profile's own steps there; a recipe's keys of that name say how long its run is."""
+
+
+@dataclass(frozen=True)
+class Borrowing:
+    """A command that takes a stage's settings without its run: `kinkajou VERB RECIPE --flag value ...`."""
+
+    show: type[Any]
+    """Its own settings; they go before the stage's of the same name, and a recipe's keys are never theirs."""
+    start: str
+    """What starts it, by its name in kinkajou.train."""
+    words: str
+    """Its help."""
+    of_stage: str
+    """Its help for one stage."""
+
+
+BORROWING = {
+    "check": Borrowing(
+        config.CheckConfig,
+        "start_check",
+        "Check a recipe without a run: `kinkajou check RECIPE --flag value ...`.",
+        "Data, template, tokenizer and model of `kinkajou {name}`: what is trained, and what is wrong.",
+    ),
+    "profile": Borrowing(
+        config.ProfileConfig,
+        "start_profile",
+        """Where a step's time and memory go: `kinkajou profile RECIPE --flag value ...`.
+
+    Trains a few steps (--warmup 1, then --steps 3 that are measured, then one that is traced) without a trace in the
+    run's folder. --trace FILE takes the traced step; `kinkajou profile sft --help` lists all flags.
+    """,
+        """Train some steps of `kinkajou {name}`, keep nothing, show where time and memory went.
+
+    Prints the phases of a step, what lies in memory, the ten most expensive operators and what to change, and writes
+    a trace file for ui.perfetto.dev.""",
+    ),
+    "plan": Borrowing(
+        config.PlanConfig,
+        "start_plan",
+        """Memory and time of a run before it: `kinkajou plan RECIPE --gpus 8 --memory 24GB --host 64GB`.
+
+    Needs no weights, data or GPU: a model may be a folder with a config.json, a preset, or a name such as llama-7b.
+    `kinkajou plan sft --help` lists all flags.
+    """,
+        """What `kinkajou {name}` will need: bytes by part and phase in each process, the peak, and a step's time.
+
+    If it does not fit: the smallest changes that make it fit, and the largest model that does.""",
+    ),
+}
 HELP = """Chat models from human feedback.
 
 `kinkajou demo` shows the whole way in five minutes. A stage takes a recipe and flags that override it:
@@ -41,8 +87,8 @@ def make_app(recipe: Sequence[Any] = ()) -> cyclopts.App:
     )
     for name, (kind, summary) in STAGES.items():
         app.command(stage(name, kind, summary), name=name)
-    app.command(check_app())
-    app.command(profile_app())
+    for verb, borrowing in BORROWING.items():
+        app.command(borrowing_app(verb, borrowing))
     app.command(sample)
     app.command(eval_app())
     app.command(chat)
@@ -77,61 +123,25 @@ def stage(name: str, kind: type[Any], summary: str) -> Callable[..., None]:
     return command
 
 
-def check_app() -> cyclopts.App:
-    """The commands `check STAGE`; `check RECIPE` finds the stage in the recipe."""
-    app = cyclopts.App(name="check", help="Check a recipe without a run: `kinkajou check RECIPE --flag value ...`.")
+def borrowing_app(verb: str, borrowing: Borrowing) -> cyclopts.App:
+    """The commands `VERB STAGE`; `VERB RECIPE` finds the stage in the recipe."""
+    app = cyclopts.App(name=verb, help=borrowing.words)
     for name, (kind, _) in STAGES.items():
-        app.command(checked(name, kind), name=name)
+        app.command(borrowed(borrowing, name, kind), name=name)
     return app
 
 
-def checked(name: str, kind: type[Any]) -> Callable[..., None]:
-    """A command `check name [RECIPE] --flag value ...`."""
-
-    def command(*, cfg: Any = None, show: Any = None) -> None:
-        from kinkajou.train import start_check
-
-        start_check(cfg or kind(), show or config.CheckConfig())
-
-    command.__doc__ = f"Data, template, tokenizer and model of `kinkajou {name}`: what is trained, and what is wrong."
-    command.__annotations__ = {
-        "cfg": Annotated[grouped(kind) | None, Parameter(name="*")],
-        "show": Annotated[grouped(config.CheckConfig) | None, Parameter(name="*")],
-        "return": None,
-    }
-    return command
-
-
-def profile_app() -> cyclopts.App:
-    """The commands `profile STAGE`; `profile RECIPE` finds the stage in the recipe."""
-    words = """Where a step's time and memory go: `kinkajou profile RECIPE --flag value ...`.
-
-    Trains a few steps (--warmup 1, then --steps 3 that are measured, then one that is traced) without a trace in the
-    run's folder. --trace FILE takes the traced step; `kinkajou profile sft --help` lists all flags.
-    """
-    app = cyclopts.App(name="profile", help=words)
-    for name, (kind, _) in STAGES.items():
-        app.command(profiled(name, kind), name=name)
-    return app
-
-
-def profiled(name: str, kind: type[Any]) -> Callable[..., None]:
-    """A command `profile name [RECIPE] --flag value ...`.
-
-    `show` stands first: its --steps and --warmup go before the stage's, which a profile does not need.
-    """
+def borrowed(borrowing: Borrowing, name: str, kind: type[Any]) -> Callable[..., None]:
+    """A command `VERB name [RECIPE] --flag value ...`; `show` stands first, so that its flags do."""
 
     def command(*, show: Any = None, cfg: Any = None) -> None:
-        from kinkajou.train import start_profile
+        from kinkajou import train
 
-        start_profile(cfg or kind(), show or config.ProfileConfig())
+        getattr(train, borrowing.start)(cfg or kind(), show or borrowing.show())
 
-    command.__doc__ = f"""Train some steps of `kinkajou {name}`, keep nothing, show where time and memory went.
-
-    Prints the phases of a step, what lies in memory, the ten most expensive operators and what to change, and writes
-    a trace file for ui.perfetto.dev."""
+    command.__doc__ = borrowing.of_stage.format(name=name)
     command.__annotations__ = {
-        "show": Annotated[grouped(config.ProfileConfig) | None, Parameter(name="*")],
+        "show": Annotated[grouped(borrowing.show) | None, Parameter(name="*")],
         "cfg": Annotated[grouped(kind) | None, Parameter(name="*")],
         "return": None,
     }
@@ -140,10 +150,8 @@ def profiled(name: str, kind: type[Any]) -> Callable[..., None]:
 
 def grouped(kind: type[Any]) -> type[Any]:
     """Marks every nested group so that its fields become flags without a prefix, and whole numbers as such."""
-    import dataclasses
-
-    for item in dataclasses.fields(kind):
-        if isinstance(item.type, type) and dataclasses.is_dataclass(item.type):
+    for item in fields(kind):
+        if isinstance(item.type, type) and is_dataclass(item.type):
             kind.__annotations__[item.name] = Annotated[grouped(item.type), Parameter(name="*")]
         elif item.type is int:
             kind.__annotations__[item.name] = Annotated[int, Parameter(converter=whole)]
@@ -152,6 +160,14 @@ def grouped(kind: type[Any]) -> type[Any]:
         elif item.type == tuple[str, ...]:  # --stop-on A B, or --stop-on A --stop-on B
             kind.__annotations__[item.name] = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
     return kind
+
+
+def names_of(kind: type[Any]) -> set[str]:
+    """The flags of a config class, those of its groups included."""
+    found = set[str]()
+    for item in fields(kind):
+        found |= names_of(item.type) if isinstance(item.type, type) and is_dataclass(item.type) else {item.name}
+    return found
 
 
 def whole(kind: Any, tokens: Sequence[cyclopts.Token]) -> int:
@@ -246,12 +262,14 @@ def take_recipe(tokens: list[str]) -> list[Any]:
         return []
     stage = tokens[place]
     # Neither writes into the run's folder, so they need none.
-    tables, origin = [{"output": config.NO_OUTPUT}] if verb else [], [verb or stage]
+    tables: list[dict[str, Any]] = [without_run(verb, stage)] if verb else []
+    origin = [verb or stage]
     if len(tokens) > place + 1 and not tokens[place + 1].startswith("-"):
         path = Path(tokens.pop(place + 1))
         own = stage_table(path, stage)
-        if verb == "profile":
-            own = {key: value for key, value in own.items() if key not in PROFILE_OWN}
+        if verb:
+            both = names_of(BORROWING[verb].show) & names_of(STAGES[stage][0])
+            own = {key: value for key, value in own.items() if key not in both}
         tables, origin = [own, *tables], [str(path), *origin]
     return [
         cyclopts.config.Dict(
@@ -259,6 +277,11 @@ def take_recipe(tokens: list[str]) -> list[Any]:
         )
         for table, source in zip(tables, origin, strict=False)
     ]
+
+
+def without_run(verb: str, stage: str) -> dict[str, Any]:
+    """Settings that a run must be given, and this command can do without."""
+    return {"output": config.NO_OUTPUT} | (config.NO_RECORDS[stage] if verb == "plan" else {})
 
 
 def stage_table(path: Path, stage: str) -> dict[str, Any]:
@@ -274,7 +297,7 @@ def stage_table(path: Path, stage: str) -> dict[str, Any]:
 
 
 def name_stage(tokens: list[str]) -> None:
-    """`check RECIPE` and `check RECIPE --stage S` -> `check S RECIPE`; `profile` alike."""
+    """`check RECIPE` and `check RECIPE --stage S` -> `check S RECIPE`; the other borrowing commands alike."""
     if "--stage" in tokens[:-1]:
         at = tokens.index("--stage")
         stage = tokens[at + 1]

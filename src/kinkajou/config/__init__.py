@@ -3,6 +3,7 @@
 from kinkajou.config.dialects import ALGORITHMS, DIALECTS
 from kinkajou.config.groups import (
     NO_OUTPUT,
+    NO_RECORDS,
     DataConfig,
     ModelConfig,
     OptimConfig,
@@ -29,7 +30,15 @@ from kinkajou.config.rl import (
     ShapingConfig,
     SurrogateConfig,
 )
-from kinkajou.config.tools import ChatConfig, CheckConfig, DemoConfig, EvalRewardConfig, ProfileConfig, SampleConfig
+from kinkajou.config.tools import (
+    ChatConfig,
+    CheckConfig,
+    DemoConfig,
+    EvalRewardConfig,
+    PlanConfig,
+    ProfileConfig,
+    SampleConfig,
+)
 
 StageConfig = SFTConfig | RewardConfig | PreferConfig | PPOConfig | GRPOConfig
 
@@ -37,6 +46,7 @@ __all__ = [
     "ALGORITHMS",
     "DIALECTS",
     "NO_OUTPUT",
+    "NO_RECORDS",
     "STRATEGIES",
     "STRATEGY_ALIASES",
     "ChatConfig",
@@ -57,6 +67,7 @@ __all__ = [
     "PPOConfig",
     "PPONumerics",
     "ParallelConfig",
+    "PlanConfig",
     "PreferConfig",
     "PreferenceLossConfig",
     "ProfileConfig",

@@ -13,6 +13,11 @@ from kinkajou.errors import UserError
 NO_OUTPUT = "-"
 """The output folder of a command that writes none."""
 
+NO_RECORDS = {stage: {"data": "-"} for stage in ("sft", "reward", "prefer")} | {
+    stage: {"prompts": "-", "reward": "rule:ended"} for stage in ("ppo", "grpo")
+}
+"""Records and judges of a command that reads none."""
+
 
 def require(group: Any, *names: str) -> None:
     for name in names:

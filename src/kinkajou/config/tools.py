@@ -1,5 +1,6 @@
 """Settings of the commands that train nothing by themselves."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -84,6 +85,59 @@ class ProfileConfig:
         at_least(self, 0, "warmup")
         if self.trace != "none" and not self.trace.endswith((".json", ".json.gz")):
             raise UserError("a trace is a .json or .json.gz file", evidence=f"--trace {self.trace}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    gpus: int | None = None
+    """Processes of the run, a GPU each; those that torchrun has started if omitted, else 1."""
+    per_node: int = 8
+    """GPUs of one machine, whose processes share its main memory."""
+    memory: str = ""
+    """Memory of each GPU, such as 24GB; the named or the present one's if omitted."""
+    host: str = ""
+    """Main memory of each machine, such as 64GB; the present one's if omitted."""
+    gpu: str = ""
+    """A GPU by name, for its memory and rates: h200, h100, a100, a100-40g, v100, l40s, a10, 4090, 3090, t4;
+    `cpu`: no GPU. The present device if omitted."""
+    tflops: float | None = None
+    """Stated rate of products in the compute type, 10^12 operations a second."""
+    bandwidth: float | None = None
+    """Stated rate of the device's memory, 10^9 bytes a second."""
+    link: float | None = None
+    """Stated rate between devices, 10^9 bytes a second."""
+    row_tokens: int | None = None
+    """Tokens of a row, prompt and answer; max_len if omitted, which is the most there can be."""
+    json: bool = False
+    """Print the plan as JSON."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "gpus", "per_node")
+        at_least(self, 2, "row_tokens")
+        at_least(self, 1e-6, "tflops", "bandwidth", "link")
+        for name in ("memory", "host"):
+            if getattr(self, name):
+                size_of(getattr(self, name), name)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        return size_of(self.memory, "memory") if self.memory else None
+
+    @property
+    def host_bytes(self) -> int | None:
+        return size_of(self.host, "host") if self.host else None
+
+
+UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+def size_of(words: str, name: str) -> int:
+    """Bytes of a size such as 24GB, 1.5 TiB or 800M.  Units are binary: a card of 24 GB has 24 x 2^30 bytes."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?\s*", words.upper())
+    size = float(found[1]) * 2 ** UNITS[found[2]] if found else 0.0
+    if not 1 <= size < 2**60:
+        raise UserError(f"--{name} is no size of memory", evidence=f"--{name} {words}", fix=f"--{name} 24GB")
+    return int(size)
 
 
 @dataclass(frozen=True, kw_only=True)

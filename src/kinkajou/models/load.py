@@ -130,6 +130,11 @@ def read_config(source: str, tokenizer: PreTrainedTokenizerBase, options: LoadOp
             bos_token_id=tokenizer.bos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
+    return read_settings(source)
+
+
+def read_settings(source: str) -> PreTrainedConfig:
+    """What a folder or a hub id says of its model, without weights or tokenizer."""
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"{source} holds no model", evidence="there is no config.json in it")

@@ -140,11 +140,12 @@ def gpt2(layers: int, width: int, heads: int) -> Architecture:
 
 
 NAMED: dict[str, Architecture] = {
-    "gpt2-small": gpt2(12, 768, 12),
+    "gpt2": gpt2(12, 768, 12),
     "gpt2-medium": gpt2(24, 1024, 16),
     "gpt2-large": gpt2(36, 1280, 20),
     "gpt2-xl": gpt2(48, 1600, 25),
-    "gpt2-4b": gpt2(16, 4608, 16),
+    "gpt2-4b": gpt2(64, 2304, 16),
+    "gpt2-6b": gpt2(30, 4096, 16),
     "bloom-560m": bloom(24, 1024, 16),
     "bloom-1b1": bloom(24, 1536, 16),
     "bloom-3b": bloom(30, 2560, 32),

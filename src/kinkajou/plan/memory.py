@@ -179,7 +179,7 @@ class Books:
 
     def _frozen(self, device: Parts, host: Parts, name: str, model: Model, half: int) -> None:
         away = self.away(model)
-        size = (4 if model.sharded else half) * model.held
+        size = half * model.held
         add(device, name, size * (1 - away))
         add(host, name, size * away)
 

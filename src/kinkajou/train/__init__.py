@@ -79,6 +79,12 @@ def start_profile(cfg: config.StageConfig, show: config.ProfileConfig) -> None:
     profile(cfg, show, inputs, target)
 
 
+def start_plan(cfg: config.StageConfig, show: config.PlanConfig) -> None:
+    from kinkajou.train.plan import plan
+
+    plan(cfg, show)
+
+
 STARTERS = {
     "sft": start_sft,
     "reward": start_reward,

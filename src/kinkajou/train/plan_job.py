@@ -1,12 +1,11 @@
 """From a stage's settings to what a plan is made for."""
 
-import json
 from pathlib import Path
 
 from kinkajou import config
-from kinkajou.errors import UserError, did_you_mean
+from kinkajou.errors import UserError
 from kinkajou.models.adapters import adapter_base
-from kinkajou.models.load import find_model
+from kinkajou.models.load import find_model, read_settings
 from kinkajou.models.presets import PRESETS, preset_config
 from kinkajou.plan.activations import Pass
 from kinkajou.plan.architecture import NAMED, Architecture, read
@@ -14,8 +13,7 @@ from kinkajou.plan.job import Job, Layout
 from kinkajou.rewards.load import reward_model_folder
 from kinkajou.rewards.specs import parse_specs
 from kinkajou.train.parts import needs_reference
-
-PROMPT_SHARE = 0.5
+from kinkajou.train.setup import Say
 
 
 def architecture_of(source: str, base: config.ModelConfig, *, vocabulary: int | None = None) -> Architecture:
@@ -27,18 +25,12 @@ def architecture_of(source: str, base: config.ModelConfig, *, vocabulary: int | 
         return read(made.to_dict(), source=source)
     folder = find_model(source)
     folder = adapter_base(folder) or folder
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise UserError(
-            f"no model's settings at {source!r}",
-            evidence=f"{path} is not there",
-            fix=did_you_mean(source, [*NAMED, *PRESETS]) or "give a folder, a preset, or a name such as llama-7b",
-        )
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        return read(settings, source=source)
-    except (ValueError, KeyError, TypeError) as fault:
-        raise UserError(f"{path} cannot be read as a model's settings", evidence=repr(fault)) from None
+        settings = read_settings(folder).to_dict()
+    except UserError as fault:
+        fix = f"give a folder, a hub id, a preset, or a name: {', '.join((*NAMED, *PRESETS))}"
+        raise UserError(fault.problem, evidence=fault.evidence, fix=fix) from None
+    return read(settings, source=source)
 
 
 def job_of(
@@ -49,6 +41,7 @@ def job_of(
     vocabulary: int | None = None,
     row_tokens: int | None = None,
     per_node: int = 8,
+    say: Say = lambda text: None,
 ) -> Job:
     """`row_tokens`: tokens of a row, --max_len if not known."""
     policy = architecture_of(cfg.base.model, cfg.base, vocabulary=vocabulary)
@@ -64,11 +57,18 @@ def job_of(
         case config.PreferConfig():
             each = 1 if cfg.method.reads == "judged" else 2
             return Job("prefer", policy, layout, how, length, each * cfg.batch_size, budget)
-    return reinforced(cfg, policy, layout, how, length, vocabulary=vocabulary)
+    return reinforced(cfg, policy, layout, how, length, vocabulary=vocabulary, say=say)
 
 
 def reinforced(
-    cfg: config.RLConfig, policy: Architecture, layout: Layout, how: Pass, length: int, *, vocabulary: int | None
+    cfg: config.RLConfig,
+    policy: Architecture,
+    layout: Layout,
+    how: Pass,
+    length: int,
+    *,
+    vocabulary: int | None,
+    say: Say,
 ) -> Job:
     ppo = isinstance(cfg, config.PPOConfig)
     group = cfg.algo.group_size if isinstance(cfg, config.GRPOConfig) else 1
@@ -77,6 +77,9 @@ def reinforced(
     folder = reward_model_folder(cfg.judge.reward)
     critic = cfg.algo.critic if isinstance(cfg, config.PPOConfig) else None
     source = critic or folder
+    if source and source not in NAMED and not Path(find_model(source)).is_dir():  # an earlier stage will make it
+        say(f"note: {source} is not there yet and is planned as large as the policy")
+        source = None
     scorer = architecture_of(source, cfg.base, vocabulary=vocabulary) if source else policy
     cut = cfg.rollout.top_k > 0 or cfg.rollout.top_p < 1 or cfg.rollout.min_p > 0
     free = cfg.base.lora_rank > 0 and (cfg.kl.reference or cfg.base.model) == cfg.base.model

@@ -21,6 +21,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -179,7 +180,8 @@ class Peak:
 
     def begin(self, outer: nn.Module, host_share: float, called: Callable[[], None]) -> AbstractContextManager[None]:
         """`outer` is the module whose calls are told; the trackers stop at a second unless they forget the first."""
-        self.host_share, self.most, self.at, self.most_on_host = host_share, -1, dict[str, int](), 0
+        self.outer, self.host_share = outer, host_share
+        self.most, self.at, self.most_on_host = -1, dict[str, int](), 0
         return self._watching(outer, called)
 
     @contextmanager
@@ -187,7 +189,8 @@ class Peak:
         tracker: Any = self
 
         def before(*_: Any) -> None:
-            tracker.reset_mod_stats()
+            if isinstance(tracker, FSDPMemTracker):  # the other one is told before this hook
+                tracker.reset_mod_stats()
             called()
 
         with tracker:
@@ -223,9 +226,14 @@ class ShardedPeak(Peak, FSDPMemTracker):  # type: ignore[no-untyped-call]
 
 class WholePeak(Peak, MemTracker):  # type: ignore[no-untyped-call]
     def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> tuple[int, int]:
-        # Parameters that are bound as bfloat16 copies have no gradients of their own.
-        leaves = all(param.is_leaf for param in module.parameters())
-        return super()._track_module_params_and_buffers(module, install_grad_hooks and leaves)
+        # What is frozen, or bound as a bfloat16 copy, has no gradient of its own.
+        own = all(param.is_leaf and param.requires_grad for param in module.parameters())
+        return super()._track_module_params_and_buffers(module, install_grad_hooks and own)
+
+    def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None:
+        if module is self.outer:
+            self.reset_mod_stats()
+        super()._pre_fw_hook(module, inputs)
 
 
 def tracker_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Peak:
@@ -236,6 +244,20 @@ def tracker_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Pea
     tracker = WholePeak()
     tracker.track_external(model, *([optimizer] if optimizer else []))
     return tracker
+
+
+def answered(model: nn.Module) -> nn.Module:
+    """The model; DDP's sums of gradients are answered by hand, because a fake group's own answer is nothing."""
+    if isinstance(model, DistributedDataParallel):
+        model.register_comm_hook(None, summed_at_once)
+    return model
+
+
+def summed_at_once(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    dist.all_reduce(bucket.buffer())
+    found: torch.futures.Future[Tensor] = torch.futures.Future()
+    found.set_result(bucket.buffer())
+    return found
 
 
 def host_share(model: nn.Module) -> float:

@@ -20,7 +20,7 @@ from kinkajou import config
 from kinkajou.batch import GRPOBatch, JudgedBatch, PairBatch, PPOBatch, PreferenceBatch, TokenBatch
 from kinkajou.models.forward import ActorCritic
 from kinkajou.models.heads import scalar_head
-from kinkajou.parallel.imagined import World, host_share, imagined_world, standing, tracker_of, without_data
+from kinkajou.parallel.imagined import World, answered, host_share, imagined_world, standing, tracker_of, without_data
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.plan.simulate import Change, Passed, Simulation, Standing, ladder
 from kinkajou.train import grpo, ppo, reward, setup, sft
@@ -132,7 +132,7 @@ class Simulator:
         return size if cfg.parallel.engine_weights == "copy" or size <= COPY_SHARE * self.memory else 0
 
     def _trained(self, name: str, model: nn.Module) -> Actor:
-        wrapped = self.s.wrap(model)
+        wrapped = answered(self.s.wrap(model))
         optimizer = adamw(model, lr=1e-5, weight_decay=self.cfg.optim.weight_decay)
         for param in model.parameters():
             param.grad = torch.zeros_like(param) if param.requires_grad else None

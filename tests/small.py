@@ -82,11 +82,11 @@ class Small:
         return metrics(output)
 
 
-def make_small(folder: Path) -> Small:
+def make_small(folder: Path, family: str = "llama") -> Small:
     dice = random.Random(0)
     policy, judge = folder / "policy", folder / "judge"
-    save_source(policy, AutoModelForCausalLM, "llama", tiny_tokenizer())
-    save_source(judge, AutoModelForSequenceClassification, "llama", tiny_tokenizer(), seed=1)
+    save_source(policy, AutoModelForCausalLM, family, tiny_tokenizer())
+    save_source(judge, AutoModelForSequenceClassification, family, tiny_tokenizer(), seed=1)
 
     def rows(count: int, **fields: int) -> list[dict[str, str]]:
         return [{name: say(dice, 1, longest) for name, longest in fields.items()} for _ in range(count)]

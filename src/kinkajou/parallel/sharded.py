@@ -89,7 +89,10 @@ class Sharded(Ranks):
                 mesh=self.mesh["data"],
                 # A frozen model has no backward pass that would give its weights back.
                 reshard_after_forward=not (trained and self.placement.gathered),
-                mp_policy=MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None),
+                # Inputs stay as they are: counts and slopes of the loss are float32.
+                mp_policy=MixedPrecisionPolicy(
+                    param_dtype=half, reduce_dtype=torch.float32 if half else None, cast_forward_inputs=False
+                ),
                 offload_policy=on_host(self.device) if number < hosted else OffloadPolicy(),
             )
         for buffer in model.buffers():

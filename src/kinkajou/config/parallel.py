@@ -43,6 +43,12 @@ class ParallelConfig:
             raise UserError(f"unknown strategy {name!r}", fix=did_you_mean(name, STRATEGIES))
         if self.device_share is not None and name != "gemini":
             raise UserError("--device_share is gemini's", evidence=f"--strategy {name}", fix="--strategy gemini")
+        if name in ("naive", "ddp") and (self.tp > 1 or self.engine_weights != "auto"):
+            raise UserError(
+                "--tp and --engine_weights are read where weights are sharded",
+                evidence=f"--strategy {name} --tp {self.tp} --engine_weights {self.engine_weights}",
+                fix="--strategy zero3 (or zero2, zero2_cpu, gemini)",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,10 +97,14 @@ def settings(kind: type[Any], flat: dict[str, Any]) -> Any:
     return kind(**given)
 
 
-def both(bench: Bench, stage: str, served: dict[str, Any], seeds: tuple[int, ...], **changes: Any) -> dict[str, Any]:
-    """The same run with either engine, over seeds."""
-    sides = {"local": {}, "vllm": {"rollout": "vllm", **served}}
-    found = {name: [bench.run(stage, seed=seed, **how, **changes) for seed in seeds] for name, how in sides.items()}
+Rows = dict[str, Any]
+
+
+def both(bench: Bench, stage: str, served: Rows, seed: int, before: Rows | None = None, **changes: Any) -> Rows:
+    """The same run with either engine, beside those of other seeds."""
+    sides: dict[str, Rows] = {"local": {}, "vllm": {"rollout": "vllm", **served}}
+    kept = before or {name: [] for name in sides}
+    found = {name: [*kept[name], bench.run(stage, seed=seed, **how, **changes)] for name, how in sides.items()}
     means = {f"mean_{name}": fmean(row["eval_score"] for row in rows) for name, rows in found.items()}
     return {**found, **means}
 
@@ -113,22 +117,23 @@ def reload(folder: Path) -> Iterator[dict[str, Any]]:
     try:
         served = {"server": (started.start(Path(bench.policy), "policy"),), "server_sync": "reload"}
         found: dict[str, Any] = {"start_s": round(time.perf_counter() - begin, 1)}
-        for stage in KINDS:
-            found[stage] = both(bench, stage, served, SEEDS)
-            yield found
+        for seed in SEEDS:
+            for stage in KINDS:
+                found[stage] = both(bench, stage, served, seed, found.get(stage))
+                yield found
     finally:
         started.stop()
 
 
 def adapter(folder: Path) -> Iterator[dict[str, Any]]:
     served = {"server": (f"start:{ENVIRONMENT}",)}
-    yield {"grpo": both(Bench(folder, tied=True), "grpo", served, (0,), lora_rank=8, lr=1e-2)}
+    yield {"grpo": both(Bench(folder, tied=True), "grpo", served, 0, lora_rank=8, lr=1e-2)}
 
 
 def restart(folder: Path) -> Iterator[dict[str, Any]]:
     served = {"server": (f"start:{ENVIRONMENT}",), "server_sync": "restart"}
     few = {"steps": 4, "prompts_per_step": 64, "minibatch_size": 64, "epochs": 4}
-    yield {"grpo": both(Bench(folder, tied=True), "grpo", served, (0,), **few)}
+    yield {"grpo": both(Bench(folder, tied=True), "grpo", served, 0, **few)}
 
 
 def stale(folder: Path) -> Iterator[dict[str, Any]]:

@@ -266,6 +266,21 @@ _RL: Groups = [
                 engine_gap_max="worst token",
             ),
             panel(
+                "Answers of earlier weights",
+                "nats/token",
+                "Distance of a token's log-probability when it was sampled and now: what the importance weights mend.",
+                (0.0,),
+                stale_gap="mean",
+                stale_gap_max="worst token",
+            ),
+            panel(
+                "Staleness",
+                "steps",
+                "Steps that the weights which sampled are behind those that are trained.",
+                (0.0,),
+                staleness="",
+            ),
+            panel(
                 "Corrected",
                 "share of tokens",
                 "Tokens whose importance weight is not 1, because engine and trainer disagree.",

@@ -21,11 +21,11 @@ from benchmarks.speed.line import versions
 from benchmarks.speed.record import commit, machine
 from kinkajou import config
 from kinkajou.plan.architecture import NAMED
-from kinkajou.plan.simulate import Change, Simulation, lines, settings_of
+from kinkajou.plan.simulate import Change, Simulation, as_row, lines, settings_of
 from kinkajou.train.simulated import Stage, search, simulate
 
 KEPT = Path(__file__).parent / "results" / "simulated.json"
-MEMORY = 80e9
+MEMORY = 80.0 * 2**30
 
 
 @dataclass(frozen=True)
@@ -94,23 +94,11 @@ def simulated(case: Case) -> list[tuple[Change, Simulation]]:
 
 
 def row_of(case: Case, change: Change, found: Simulation) -> dict[str, Any]:
-    return {
-        "case": case.name,
-        "stage": case.stage,
-        "model": case.model,
-        "scorer": case.scorer,
-        "ranks": found.ranks,
+    about = {"case": case.name, "stage": case.stage, "model": case.model, "scorer": case.scorer}
+    return about | {
         "rows_of_a_rank": case.rows,
-        "change": change.text,
-        "setting": dict(found.setting),
         "fits": found.fits(MEMORY),
-        "peak": found.peak,
-        "in": found.fullest.name if found.fullest else None,
-        "split": dict(found.split),
-        "host": found.host,
-        "calls": dict(found.calls),
-        "sent": dict(found.sent),
-        "seconds": round(found.seconds, 1),
+        **as_row(change, found),
         "commit": commit(),
     }
 
@@ -131,11 +119,12 @@ def main(arguments: Sequence[str]) -> int:
     for case in cases():
         wanted = case.name.startswith(chosen.only) and (bool(chosen.only) or case.name not in known)
         if not chosen.write or not wanted:
-            print(f"{case.name:28} {'kept' if case.name in known else 'not simulated yet'}")
+            if not chosen.write:
+                print(f"{case.name:28} {'kept' if case.name in known else 'not simulated yet'}")
             continue
         found = simulated(case)
         for change, one in found:
-            print(f"{case.name}: {change.text}\n" + "\n".join(lines(one, MEMORY)) + f"\n  {one.seconds:.0f} s")
+            print(f"{case.name}\n" + "\n".join(lines(change, one, MEMORY)))
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         record = kept() | {"when": now, "machine": machine(), "versions": versions()}
         others = [row for row in record["rows"] if row["case"] != case.name]

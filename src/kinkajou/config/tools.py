@@ -108,6 +108,9 @@ class PlanConfig:
     """Stated rate between devices, 10^9 bytes a second."""
     row_tokens: int | None = None
     """Tokens of a row, prompt and answer; max_len if omitted, which is the most there can be."""
+    simulate: bool = False
+    """Also make a step of the real trainer on tensors without data: memory by PyTorch's tracker, and traffic.
+    Seconds for small models, minutes for the largest."""
     json: bool = False
     """Print the plan as JSON."""
 

@@ -253,7 +253,7 @@ def answered(model: nn.Module) -> nn.Module:
     return model
 
 
-def summed_at_once(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def summed_at_once(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     dist.all_reduce(bucket.buffer())
     found: torch.futures.Future[Tensor] = torch.futures.Future()
     found.set_result(bucket.buffer())

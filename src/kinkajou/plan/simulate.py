@@ -163,17 +163,33 @@ def settings_of(shape: Architecture) -> dict[str, Any]:
     }
 
 
-def lines(found: Simulation, memory: float | None) -> Iterator[str]:
+def as_row(change: Change, found: Simulation) -> dict[str, Any]:
+    """The report, for programs; sizes in bytes."""
+    return {
+        "change": change.text,
+        "setting": dict(found.setting),
+        "ranks": found.ranks,
+        "peak": found.peak,
+        "in": found.fullest.name if found.fullest else None,
+        "split": dict(found.split),
+        "host": found.host,
+        "calls": dict(found.calls),
+        "sent": dict(found.sent),
+        "seconds": round(found.seconds, 1),
+    }
+
+
+def lines(change: Change, found: Simulation, memory: float | None) -> Iterator[str]:
     """The report, for people."""
     names = ", ".join(f"{name} {value}" for name, value in found.setting.items())
-    yield f"simulated: {found.ranks} ranks; {names}"
+    yield f"simulated {change.text}: {found.ranks} ranks; {names}; {found.seconds:.0f} s"
     where = f", in {found.fullest.name}" if found.fullest else ", before any pass"
     verdict = "" if memory is None else ": it fits" if found.fits(memory) else ": it does not fit"
-    limit = "" if memory is None else f" of {memory / 1e9:.0f} GB"
-    yield f"  device  {found.peak / 1e9:.2f} GB{limit} a rank at the fullest moment{where}{verdict}"
-    yield "          " + ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in found.split.items() if size)
+    limit = "" if memory is None else f" of {memory / 2**30:.0f} GB"
+    yield f"  device  {found.peak / 2**30:.2f} GB{limit} a rank at the fullest moment{where}{verdict}"
+    yield "          " + ", ".join(f"{kind} {size / 2**30:.2f}" for kind, size in found.split.items() if size)
     if found.host:
-        yield f"  host    {found.host / 1e9:.2f} GB a rank"
+        yield f"  host    {found.host / 2**30:.2f} GB a rank"
     if found.calls:
-        said = ", ".join(f"{found.calls[k]} {k} ({found.sent[k] / 1e9:.2f} GB)" for k in sorted(found.calls))
-        yield f"  traffic of a step, sent by a rank: {found.sent.total() / 1e9:.2f} GB in {said}"
+        said = ", ".join(f"{found.calls[k]} {k} ({found.sent[k] / 2**30:.2f} GB)" for k in sorted(found.calls))
+        yield f"  traffic of a step, sent by a rank: {found.sent.total() / 2**30:.2f} GB in {said}"

@@ -1,6 +1,8 @@
 """`kinkajou plan`: what a recipe will need on machines that nobody has to have at hand."""
 
+import dataclasses
 import json
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,7 @@ from kinkajou.plan.fitting import Room, fits, largest, on_machine, planned, reme
 from kinkajou.plan.job import Job
 from kinkajou.plan.memory import Books, Memory
 from kinkajou.plan.rates import Machine, Times, machine, times_of
+from kinkajou.plan.simulate import Change, Simulation, as_row, lines, settings_of
 from kinkajou.train import plan_page
 from kinkajou.train.plan_job import job_of
 from kinkajou.train.plan_machine import here, host_memory, stated
@@ -36,8 +39,9 @@ class Plan:
 def plan(cfg: config.StageConfig, show: config.PlanConfig) -> None:
     """Prints the plan."""
     made = make_plan(cfg, show)
+    found = simulations(cfg, made) if show.simulate else []
     if show.json:
-        print(json.dumps(as_json(made), indent=1))
+        print(json.dumps(as_json(made) | ({"simulated": [as_row(*one) for one in found]} if found else {}), indent=1))
         return
     console = Console(highlight=False)
     for block in plan_page.page(made.job, made.room, made.machine, made.memory, made.times, cfg.base.model):
@@ -46,8 +50,21 @@ def plan(cfg: config.StageConfig, show: config.PlanConfig) -> None:
         for block in plan_page.changes(singles(made.job, made.room), remedies(made.job, made.room)):
             console.print(block, soft_wrap=isinstance(block, Text))
     if made.room.memory is not None or made.room.host is not None:
-        found = largest(made.job, made.room)
-        console.print(plan_page.largest_told(made.job.policy.family, found), soft_wrap=True)
+        largest_one = largest(made.job, made.room)
+        console.print(plan_page.largest_told(made.job.policy.family, largest_one), soft_wrap=True)
+    for change, one in found:
+        console.print("\n".join(lines(change, one, made.room.memory)), soft_wrap=True, markup=False)
+
+
+def simulations(cfg: config.StageConfig, made: Plan) -> list[tuple[Change, Simulation]]:
+    """The planned step on tensors without data; with a stated memory also changed settings, until one fits."""
+    from kinkajou.train.simulated import search  # it needs private parts of PyTorch, which a plan does not
+
+    job = made.job
+    long = dataclasses.replace(cfg, base=dataclasses.replace(cfg.base, max_len=job.length))
+    scorer = settings_of(job.scorer) if job.scorer else None
+    memory = made.room.memory or math.inf
+    return search(long, settings_of(job.policy), ranks=job.layout.ranks, memory=memory, scorer=scorer, gpu=job.how.gpu)
 
 
 def make_plan(cfg: config.StageConfig, show: config.PlanConfig) -> Plan:

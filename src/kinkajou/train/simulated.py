@@ -27,7 +27,8 @@ from kinkajou.train import grpo, ppo, reward, setup, sft
 from kinkajou.train.engines import COPY_SHARE
 from kinkajou.train.imagined_models import as_on_gpu, language_model, scalar_model
 from kinkajou.train.optim import adamw
-from kinkajou.train.parts import RLParts, drawn_from, needs_reference
+from kinkajou.train.parts import RLParts, drawn_from
+from kinkajou.train.plan_job import needs_reference
 from kinkajou.train.preference_tasks import JudgedTask, PairTask
 from kinkajou.train.update import Objective, in_parts, update
 
@@ -296,6 +297,7 @@ def search(
     ranks: int,
     memory: float,
     scorer: Mapping[str, Any] | None = None,
+    gpu: bool = True,
 ) -> list[tuple[Change, Simulation]]:
     """Simulations of changed settings, the last of them the first that fits, if one does."""
     found: list[tuple[Change, Simulation]] = []
@@ -308,7 +310,7 @@ def search(
         row=cfg.base.max_len,
     )
     for change in changes:
-        made = simulate(changed(cfg, change), policy, ranks=ranks, memory=memory, scorer=scorer)
+        made = simulate(changed(cfg, change), policy, ranks=ranks, memory=memory, scorer=scorer, gpu=gpu)
         found.append((change, made))
         if made.fits(memory):
             break

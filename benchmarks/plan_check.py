@@ -52,7 +52,15 @@ def cases() -> list[Case]:
         found.append(Case(stage, changes={"dtype": "bf16"}))
         found.append(Case(stage, changes={"lora_rank": 8}))
         found.append(Case(stage, strategy="ddp", ranks=2))
+    for strategy in ("zero2", "zero2_cpu", "zero3", "gemini"):
+        found.append(Case("sft", strategy=strategy, ranks=2))
+        found.append(Case("ppo", strategy=strategy, ranks=2))
     found += [
+        Case("sft", "gpt2", "zero3", 2, {"dtype": "bf16"}),
+        Case("reward", "opt", "zero3", 2),
+        Case("prefer", "bloom", "zero3", 2),
+        Case("grpo", "llama", "zero3", 2, {"engine_weights": "sharded"}),
+        Case("sft", "llama", "zero3", 2, {"lora_rank": 8, "gradient_checkpointing": True}),
         Case("sft", changes={"tokens_per_microbatch": 4096}),
         Case("sft", changes={"tokens_per_microbatch": 256}),
         Case("sft", "gpt2", changes={"dtype": "bf16", "gradient_checkpointing": True}),
@@ -136,6 +144,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
     import torch
 
     from benchmarks.plan_measured import measured
+    from kinkajou.plan.job import SHARDED
     from kinkajou.plan.memory import memory_of
     from kinkajou.train import STARTERS
     from kinkajou.train.plan_job import job_of
@@ -143,7 +152,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     cfg = settings(case, folder, folder / "run")
     with contextlib.redirect_stdout(io.StringIO()):
-        found = measured(lambda: STARTERS[case.stage](cfg))  # type: ignore[operator]
+        found = measured(lambda: STARTERS[case.stage](cfg), sharded=case.strategy in SHARDED)  # type: ignore[operator]
     plan = memory_of(job_of(cfg, ranks=case.ranks, gpu=False, vocabulary=WORDS))
     planned = plan.device_peak + plan.host_peak
     standing = plan.standing.on_device + plan.standing.on_host

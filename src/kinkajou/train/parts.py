@@ -27,11 +27,12 @@ from kinkajou.models.load import LoadOptions, find_model, load_language_model, l
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.rewards.judges import Judge
 from kinkajou.rewards.load import load_judge, parse_specs, reward_model_folder
-from kinkajou.train import preflight, setup
+from kinkajou.train import planned, preflight, setup
 from kinkajou.train.averages import MovingAverage
 from kinkajou.train.engines import make_engine, sampled_from
 from kinkajou.train.inputs import RLInputs
 from kinkajou.train.optim import adamw, save_optimizers
+from kinkajou.train.plan_job import needs_reference
 from kinkajou.train.sft import collate
 from kinkajou.train.state import RLState, save_state
 
@@ -89,6 +90,7 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
     form = setup.load_format(cfg.base, setup.texts_of(prompt.messages for prompt in inputs.prompts), say)
     tasks = encode_prompts(cfg, inputs.prompts, form, say)
     held_out = encode_prompts(cfg, inputs.held_out, form, say)
+    planned.plan_run(cfg, form, tasks, answers=cfg.rollout.max_new_tokens)
     order = Shuffle(len(tasks), cfg.rollout.prompts_per_step, cfg.run.seed)
 
     source = find_model(cfg.base.model)
@@ -183,11 +185,6 @@ def judge_of(
         retries=cfg.judge.reward_retries,
         ready=ready,
     )
-
-
-def needs_reference(cfg: RLConfig) -> bool:
-    """PPO always reports its KL; a critic-free method without a KL term saves the copy, unless LoRA makes it free."""
-    return isinstance(cfg, PPOConfig) or cfg.kl.kl_coef > 0 or cfg.base.lora_rank > 0
 
 
 def load_reference(cfg: RLConfig, source: str, form: ChatFormat, language: LanguageModel, s: Strategy) -> Reference:

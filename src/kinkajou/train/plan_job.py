@@ -12,7 +12,6 @@ from kinkajou.plan.architecture import NAMED, Architecture, read
 from kinkajou.plan.job import Job, Layout
 from kinkajou.rewards.load import reward_model_folder
 from kinkajou.rewards.specs import parse_specs
-from kinkajou.train.parts import needs_reference
 from kinkajou.train.setup import Say
 
 
@@ -107,3 +106,8 @@ def reinforced(
         engine_copy=cfg.parallel.engine_weights != "sharded",
         steps=cfg.algo.steps,
     )
+
+
+def needs_reference(cfg: config.RLConfig) -> bool:
+    """PPO always reports its KL; a critic-free method without a KL term saves the copy, unless LoRA makes it free."""
+    return isinstance(cfg, config.PPOConfig) or cfg.kl.kl_coef > 0 or cfg.base.lora_rank > 0

@@ -15,7 +15,7 @@ from kinkajou.data.sources import Judged, Message, Pair
 from kinkajou.models.forward import LanguageModel
 from kinkajou.models.load import find_model, load_language_model, save_model
 from kinkajou.parallel.strategy import Strategy
-from kinkajou.train import preflight, setup
+from kinkajou.train import planned, preflight, setup
 from kinkajou.train.fit import fit
 from kinkajou.train.inputs import Inputs
 from kinkajou.train.optim import adamw, save_optimizers
@@ -33,6 +33,7 @@ def train_preference(cfg: PreferConfig, inputs: Inputs[Pair | Judged]) -> Path:
     form = setup.load_format(cfg.base, setup.texts_of(map(messages_of, inputs.train)), say)
     task, rows, held_out = encode(cfg, inputs, form, say)
     sides = task.questions(()).rows
+    planned.plan_run(cfg, form, sides)
     preflight.before_run(cfg, form, inputs, sides[: len(sides) * rows // (rows + held_out)], say=say)
     order = Shuffle(rows, cfg.batch_size, cfg.run.seed)
     total = max(1, round(cfg.epochs * order.batches_per_epoch))

@@ -14,7 +14,7 @@ from kinkajou.data.loader import Shuffle, check_shares
 from kinkajou.data.sources import Pair
 from kinkajou.evals.preference import preference_accuracy
 from kinkajou.models.load import find_model, load_scalar_model, save_model
-from kinkajou.train import preflight, setup
+from kinkajou.train import planned, preflight, setup
 from kinkajou.train.fit import fit
 from kinkajou.train.inputs import Inputs
 from kinkajou.train.optim import adamw, save_optimizers
@@ -48,6 +48,7 @@ def train_reward(cfg: RewardConfig, inputs: Inputs[Pair]) -> Path:
     rows = setup.encode_pairs(inputs.train, form, cfg.base.max_len, say)
     held_out = setup.encode_pairs(inputs.held_out, form, cfg.base.max_len, say)
     sides = preflight.counted(side for row in rows for side in row)
+    planned.plan_run(cfg, form, sides)
     preflight.before_run(cfg, form, inputs, sides, say=say)
     order = Shuffle(len(rows), cfg.batch_size, cfg.run.seed)
 

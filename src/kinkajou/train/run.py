@@ -24,6 +24,7 @@ from kinkajou.parallel.strategy import Strategy
 from kinkajou.train.console import Console, environment
 from kinkajou.train.diagnosis import Diagnosis, StepFinding, step_finding, stops
 from kinkajou.train.nonfinite import NotFinite
+from kinkajou.train.planned import PLANNED
 from kinkajou.train.watch import WATCHER
 
 Writer = Callable[[Path | None], None]
@@ -185,6 +186,8 @@ class Run:
             shutil.copytree(chosen, target, dirs_exist_ok=True)
         if summary := self.diagnosis.summary():
             self.say(summary)
+        if plan := PLANNED.get():
+            self.say(plan.told())
         self.say(f"done: {chosen}")
         self.strategy.barrier()
         return chosen

@@ -13,7 +13,7 @@ from kinkajou.data.loader import Shuffle, check_shares
 from kinkajou.data.sources import Chat
 from kinkajou.evals.loss import mean_loss
 from kinkajou.models.load import find_model, load_language_model, save_model
-from kinkajou.train import preflight, setup
+from kinkajou.train import planned, preflight, setup
 from kinkajou.train.fit import fit
 from kinkajou.train.inputs import Inputs
 from kinkajou.train.optim import adamw, save_optimizers
@@ -36,6 +36,7 @@ def train_sft(cfg: SFTConfig, inputs: Inputs[Chat]) -> Path:
     form = setup.load_format(cfg.base, setup.texts_of(chat.messages for chat in inputs.train), say)
     rows = setup.encode_chats(inputs.train, form, cfg.base.max_len, say)
     held_out = setup.encode_chats(inputs.held_out, form, cfg.base.max_len, say)
+    planned.plan_run(cfg, form, rows)
     preflight.before_run(cfg, form, inputs, rows, say=say)
     order = Shuffle(len(rows), cfg.batch_size, cfg.run.seed)
 

@@ -32,7 +32,6 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "data/tokenizer.py": (HF, {"data", "errors"}),
     "parallel/": (TORCH, {"parallel", "errors"}),
     "engine/": (TORCH | {"numpy"}, {"engine", "models", "batch", "algos", "errors"}),
-    "engine/ray_engine.py": ({"ray"}, {"engine", "models", "errors"}),
     "engine/vllm_server.py": (set(), {"engine", "batch", "data", "errors", "exchange"}),
     "engine/vllm_start.py": (set(), {"engine", "errors", "exchange"}),
     "rewards/": (TORCH, {"rewards", "batch", "models", "data", "errors"}),

@@ -175,6 +175,8 @@ class Pool:
             self._hire(seat)
             while (found := self._next()) is not None:
                 self._handle(seat, *found)
+        except WorkerLost:  # while the pool was closed
+            return
         except UserError as fault:
             with self._changed:
                 self._fault = self._fault or fault
@@ -233,6 +235,8 @@ class Pool:
         """A new worker, with the newest weights."""
         why = ""
         for _ in range(TRIES):
+            if self._stopped:
+                raise WorkerLost("the pool is closed")
             hand = self.crew.hire()
             try:
                 self._make_ready(seat, hand)

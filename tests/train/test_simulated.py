@@ -10,9 +10,10 @@ from benchmarks.plan_measured import measured
 from kinkajou import config
 from kinkajou.batch import TokenBatch
 from kinkajou.models import attention, linear_logp
+from kinkajou.models.imagined import language_model
+from kinkajou.models.load import LoadOptions
 from kinkajou.parallel.strategy import Single
 from kinkajou.plan.simulate import Simulation
-from kinkajou.train.imagined_models import language_model
 from kinkajou.train.optim import adamw
 from kinkajou.train.sft import token_loss
 from kinkajou.train.simulated import Stage, search, simulate
@@ -168,7 +169,7 @@ def test_the_peak_is_that_of_real_tensors() -> None:
 
     def train() -> None:
         torch.manual_seed(0)
-        model = language_model(LLAMA, cfg.base)
+        model = language_model(LLAMA, LoadOptions())
         optimizer = adamw(model, lr=1e-3, weight_decay=0.0)
         tokens, mask = torch.ones(4, LENGTH, dtype=torch.long), torch.ones(4, LENGTH - 1, dtype=torch.bool)
         for _ in range(2):

@@ -26,7 +26,7 @@ HALF = (torch.bfloat16, torch.float16)
 FLASH_HEAD = 256
 """Largest head size of flash attention."""
 STAND_INS: "list[Callable[[Tensor, Tensor, Tensor, Shape], Tensor]]" = []
-"""What attends in place of a GPU's kernels while tensors have no data (train/simulated.py); the last of them."""
+"""What attends in place of a GPU's kernels while tensors have no data (models/imagined.py); the last of them."""
 
 
 @dataclass(frozen=True)

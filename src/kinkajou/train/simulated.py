@@ -20,12 +20,13 @@ from kinkajou import config
 from kinkajou.batch import GRPOBatch, JudgedBatch, PairBatch, PPOBatch, PreferenceBatch, TokenBatch
 from kinkajou.models.forward import ActorCritic
 from kinkajou.models.heads import scalar_head
+from kinkajou.models.imagined import as_on_gpu, language_model, scalar_model
+from kinkajou.models.load import LoadOptions
 from kinkajou.parallel.imagined import World, answered, host_share, imagined_world, standing, tracker_of, without_data
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.plan.simulate import Change, Passed, Simulation, Standing, ladder
 from kinkajou.train import grpo, ppo, reward, setup, sft
 from kinkajou.train.engines import COPY_SHARE
-from kinkajou.train.imagined_models import as_on_gpu, language_model, scalar_model
 from kinkajou.train.optim import adamw
 from kinkajou.train.parts import RLParts, drawn_from
 from kinkajou.train.plan_job import needs_reference
@@ -78,29 +79,29 @@ class Simulator:
         if isinstance(cfg, config.PPOConfig | config.GRPOConfig):
             self._reinforced(cfg, policy, scorer)
         elif isinstance(cfg, config.RewardConfig):
-            actor = self._trained("reward model", scalar_model(policy, cfg.base))
+            actor = self._trained("reward model", scalar_model(policy, options_of(cfg.base)))
             self._update(actor, "reward model update", cfg.batch_size, self._pairs, reward.loss_of(cfg))
         elif isinstance(cfg, config.PreferConfig):
-            actor = self._trained("policy", language_model(policy, cfg.base))
+            actor = self._trained("policy", language_model(policy, options_of(cfg.base)))
             judged = cfg.method.reads == "judged"
             task = JudgedTask(cfg.method, (), 0, cfg.base.max_len) if judged else PairTask(cfg.method, (), 0)
             made = self._judged if judged else self._compared
             self._update(actor, "policy update", cfg.batch_size, made, task.loss)
         else:
-            actor = self._trained("policy", language_model(policy, cfg.base))
+            actor = self._trained("policy", language_model(policy, options_of(cfg.base)))
             self._update(actor, "policy update", cfg.batch_size, self._chats, sft.token_loss)
 
     def _reinforced(
         self, cfg: config.PPOConfig | config.GRPOConfig, policy: Mapping[str, Any], scorer: Mapping[str, Any]
     ) -> None:
         """The models as `load_parts` and `load_critic` make them."""
-        language = language_model(policy, cfg.base)
+        language = language_model(policy, options_of(cfg.base))
         self.engine = self._engine_bytes(cfg, language)
         shared = isinstance(cfg, config.PPOConfig) and cfg.algo.backbone == "shared"
         actor = self._trained(
             "policy", ActorCritic(language, scalar_head(language.width, seed=0)) if shared else language
         )
-        plain = replace(cfg.base, lora_rank=0, gradient_checkpointing=False)
+        plain = LoadOptions(dtype=cfg.base.dtype)
         if any(spec.startswith(("model:", "ensemble:")) for spec in cfg.judge.reward):
             judge = self._frozen("reward model", scalar_model(scorer, plain).freeze())
             self._scoring(judge, "reward model scoring", lambda b: cast(Any, judge.model)(b.tokens, b.mask, at="end"))
@@ -121,7 +122,7 @@ class Simulator:
         if shared:
             self._update(actor, "policy update", samples, self._valued, shared_loss, updates)
             return
-        critic = self._trained("critic", scalar_model(scorer, cfg.base))
+        critic = self._trained("critic", scalar_model(scorer, options_of(cfg.base)))
         self._update(critic, "critic update", samples, lambda n: self._valued(n).for_critic(), value_loss, updates)
         self._update(actor, "policy update", samples, self._answers, actor_loss, updates)
 
@@ -275,6 +276,15 @@ def simulate(
             while found.fits(memory) and (one := next(passes, None)):
                 found = replace(found, passes=(*found.passes, one))
     return replace(found, seconds=time.perf_counter() - start)
+
+
+def options_of(base: config.ModelConfig) -> LoadOptions:
+    return LoadOptions(
+        dtype=base.dtype,
+        lora_rank=base.lora_rank,
+        lora_alpha=base.lora_alpha,
+        gradient_checkpointing=base.gradient_checkpointing,
+    )
 
 
 def described(cfg: Stage) -> dict[str, Any]:

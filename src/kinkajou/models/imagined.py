@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from kinkajou import config
 from kinkajou.models import attention, bloom, linear_logp
 from kinkajou.models.attention import Shape
 from kinkajou.models.forward import LanguageModel, ScalarModel
@@ -50,23 +49,14 @@ def as_on_gpu() -> Iterator[None]:
             table["cpu"] = size
 
 
-def language_model(settings: Mapping[str, Any], base: config.ModelConfig) -> LanguageModel:
-    model = LanguageModel(module_of(settings, scalar=False), dtype=base.dtype)
-    return cast(LanguageModel, finish(model, options_of(base), scalar=False))
+def language_model(settings: Mapping[str, Any], options: LoadOptions) -> LanguageModel:
+    model = LanguageModel(module_of(settings, scalar=False), dtype=options.dtype)
+    return cast(LanguageModel, finish(model, options, scalar=False))
 
 
-def scalar_model(settings: Mapping[str, Any], base: config.ModelConfig) -> ScalarModel:
-    model = ScalarModel(module_of(settings, scalar=True), dtype=base.dtype)
-    return cast(ScalarModel, finish(model, options_of(base), scalar=True))
-
-
-def options_of(base: config.ModelConfig) -> LoadOptions:
-    return LoadOptions(
-        dtype=base.dtype,
-        lora_rank=base.lora_rank,
-        lora_alpha=base.lora_alpha,
-        gradient_checkpointing=base.gradient_checkpointing,
-    )
+def scalar_model(settings: Mapping[str, Any], options: LoadOptions) -> ScalarModel:
+    model = ScalarModel(module_of(settings, scalar=True), dtype=options.dtype)
+    return cast(ScalarModel, finish(model, options, scalar=True))
 
 
 def module_of(settings: Mapping[str, Any], *, scalar: bool) -> nn.Module:

@@ -258,7 +258,22 @@ def test_what_a_server_that_dies_had_is_done_by_the_others(tmp_path: Path, fakes
     same(ask(engine), ask(LocalEngine(model, end_ids=[2], pad_id=PAD)))
     assert len(said) == 1
     assert first.url in said[0]
+    shake(model, 0.1)
+    engine.load(model.named_parameters())  # the one that is gone is not asked to take weights
+    same(ask(engine), ask(LocalEngine(model, end_ids=[2], pad_id=PAD)))
     second.dies_after = second.count("/v1/completions") + 2
+    with pytest.raises(UserError, match="gives no answer"):
+        ask(engine)
+
+
+def test_a_server_that_dies_before_it_gets_weights_is_left_behind(tmp_path: Path, fakes: Any) -> None:
+    model, said = model_of(), []
+    first, second = fakes(model), fakes(model)
+    engine = engine_of(model, tmp_path, first, second, said=said)
+    first.change = lambda path, reply: 500
+    same(ask(engine), ask(LocalEngine(model, end_ids=[2], pad_id=PAD)))
+    assert len(said) == 1
+    second.change = first.change
     with pytest.raises(UserError, match="gives no answer"):
         ask(engine)
 

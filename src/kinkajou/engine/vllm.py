@@ -4,7 +4,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -54,8 +54,8 @@ class Peer:
 
     server: Server
     started: Started | None = None
-    looks: list[Look] = field(default_factory=list)
-    """Of the last push: scored tokens."""
+    look: Look | None = None
+    """At the fixed tokens, after the last push."""
     gone: bool = False
 
 
@@ -100,13 +100,14 @@ class VllmEngine:
         if not all(prompts):
             raise UserError("a prompt has no tokens", fix="give it at least a begin token or a word")
         check_cuts(sampling)
+        if not prompts:
+            return []
         if not self._current:
             self._push()
             self._gate(prompts, sampling, max_new_tokens)
             self._current = True
         found = self._shared_out(prompts, sampling, max_new_tokens, seeds)
-        for peer in self._there():
-            peer.server.check_version()
+        self._each(lambda peer: peer.server.check_version())
         return found
 
     def close(self) -> None:
@@ -125,23 +126,38 @@ class VllmEngine:
         folder = (self.wanted.folder / name).absolute()
         self.write(folder)
         for peer in self.peers:
-            if peer.started and (self.wanted.sync == "restart" or not peer.server.model or peer.gone):
-                whole = self.wanted.sync != "adapter"
-                served = name if whole else f"{self.wanted.run}-base"
-                peer.server.move(peer.started.start(folder if whole else self.wanted.base, served), served)
-                peer.gone = False
-                if whole:
-                    peer.server.version = name
-                    continue
-            if peer.gone:
-                continue
-            if self.wanted.sync == "reload":
-                peer.server.reload(str(folder), name)
-            elif self.wanted.sync == "adapter":
-                peer.server.load_adapter(str(folder), name)
+            self._start(peer, folder, name)
+        self._each(lambda peer: self._hand(peer, str(folder), name))
         self.pushed += 1
         for old in sorted(self.wanted.folder.glob(f"{self.wanted.run}-*"))[:-KEPT]:
             shutil.rmtree(old)
+
+    def _start(self, peer: Peer, folder: Path, name: str) -> None:
+        """Starts a server of our own that is wanted anew or is not there: on these weights, unless it gets adapters."""
+        if not peer.started or (self.wanted.sync != "restart" and peer.server.model and not peer.gone):
+            return
+        whole = self.wanted.sync != "adapter"
+        served = name if whole else f"{self.wanted.run}-base"
+        peer.server.move(peer.started.start(folder if whole else self.wanted.base, served), served)
+        peer.server.version, peer.gone = name if whole else "", False
+
+    def _hand(self, peer: Peer, folder: str, name: str) -> None:
+        if peer.server.version == name:
+            return  # started on them
+        if self.wanted.sync == "reload":
+            peer.server.reload(folder, name)
+        else:
+            peer.server.load_adapter(folder, name)
+
+    def _each(self, work: Callable[[Peer], object]) -> None:
+        """Work with every server; one that gives no answer is left behind, as long as there are others."""
+        for peer in self._there():
+            try:
+                work(peer)
+            except Gone as fault:
+                self._lost(peer, fault)
+        if self._last_gone and not self._there():
+            raise self._last_gone
 
     def _gate(self, prompts: Prompts, sampling: Sampling, max_new_tokens: int) -> None:
         """Each server's log-probabilities beside the trainer's: of fixed tokens, and of tokens that it samples now.
@@ -149,26 +165,28 @@ class VllmEngine:
         The first shows which weights it has; the second also whether its cache is of them, and whether its
         log-probabilities are of the distribution that it samples from.
         """
-        few, self.gap = prompts[:PROBES], 0.0
+        self.gap = 0.0
         count = max(1, min(PROBE_TOKENS, max_new_tokens - 1))
-        for peer in self._there():
-            said = [
-                peer.server.complete(prompt, sampling, max_new_tokens=count, seed=self.pushed * PROBES + i)
-                for i, prompt in enumerate(few)
-            ]
-            if not self._probes:
-                cut = [[*p, *x.tokens][: self.wanted.longest - 1] for p, x in zip(few, said, strict=True)]
-                self._probes = [row for row in cut if len(row) > 1]
-            scores = [peer.server.scores(row) for row in self._probes]
-            rows = [[False] + [True] * (len(row) - 1) for row in self._probes]
-            look = Look([x for row in scores for x in row], self._scored(self._probes, rows, PLAIN))
-            self._check_weights(peer, look)
-            peer.looks = [look]
-            self._check_sampled(peer, few, said, sampling)
-            self.gap = max(self.gap, look.worst)
+        self._each(lambda peer: self._look(peer, prompts[:PROBES], sampling, count))
+
+    def _look(self, peer: Peer, prompts: Prompts, sampling: Sampling, count: int) -> None:
+        said = [
+            peer.server.complete(prompt, sampling, max_new_tokens=count, seed=self.pushed * PROBES + i)
+            for i, prompt in enumerate(prompts)
+        ]
+        if not self._probes:
+            cut = [[*p, *x.tokens][: self.wanted.longest - 1] for p, x in zip(prompts, said, strict=True)]
+            self._probes = [row for row in cut if len(row) > 1]
+        scores = [peer.server.scores(row) for row in self._probes]
+        masks = [[False] + [True] * (len(row) - 1) for row in self._probes]
+        look = Look([x for row in scores for x in row], self._scored(self._probes, masks, PLAIN))
+        self._check_weights(peer, look)
+        peer.look = look
+        self._check_sampled(peer, prompts, said, sampling)
+        self.gap = max(self.gap, look.worst)
 
     def _check_weights(self, peer: Peer, look: Look) -> None:
-        before = peer.looks[-1] if peer.looks else None
+        before = peer.look
         if look.worst <= self.wanted.bound and not (before and is_stale(look, before)):
             return
         if before is None:

@@ -197,20 +197,18 @@ class Books:
 
     # --- gathered weights --------------------------------------------------------------------------------------
 
-    def gathered(self, model: Model, *, training: bool) -> float:
-        """Bytes of whole weights that lie beside the shards while the model runs."""
+    def gathered(self, model: Model, *, blocks: float, training: bool = False) -> float:
+        """Bytes of whole weights beside the shards: those outside the blocks, and so many blocks."""
         if not model.sharded:
             return 0.0
-        b = self.job.how.bytes
-        if training and model.trained and self.job.layout.strategy in ("zero2", "zero2_cpu"):
-            return b * (model.shape.layers * model.block + model.outer) + b * model.block
-        return b * (model.outer + 2 * model.block) + b * model.block  # this block, the next, and its flat buffer
+        stay = training and model.trained and self.job.layout.strategy in ("zero2", "zero2_cpu")
+        return self.job.how.bytes * (model.outer + (model.shape.layers if stay else blocks) * model.block)
 
     def reduced(self, model: Model) -> float:
-        """Bytes of a block's gradients on their way to the shards, and of those outside the blocks until the end."""
+        """Bytes of a block's whole gradients and the buffer that sums them, beside those outside the blocks."""
         if not model.sharded:
             return 0.0
-        wide = 4 + (self.job.how.bytes if self.job.how.half else 0)
+        wide = 4 + (self.job.how.bytes if self.job.how.half else 4)
         outer = model.outer if not self.job.how.lora_rank else 0.0
         return wide * model.block_learning + self.job.how.bytes * outer
 
@@ -241,9 +239,6 @@ class Books:
         if model.sharded and away:
             add(device, "gradients", 4 * model.held_learning * (1 - away))
             add(host, "gradients", 4 * model.held_learning * away)
-        gathers = self.gathered(model, training=True)
-        add(device, "gathered weights", gathers)
-        add(device, "communication", self.reduced(model))
         return Phase(name, device, host)
 
     def _moments(
@@ -264,8 +259,11 @@ class Books:
         own_outer = 0.0 if self.job.how.lora_rank or not grads else outer
         each = (grads - own_outer) / layers
         flow = self.job.pack * self.flowing(model)
-        moments = [{"activations": all_kept, "gradients": grads if before else 0.0, **forward}]
-        moments.append({"activations": all_kept, "gradients": grads if before else 0.0, **backward})
+        earlier = {"activations": all_kept, "gradients": grads if before else 0.0}
+        earlier["gathered weights"] = self.gathered(model, blocks=0, training=True)
+        moments = [{**earlier, **forward}, {**earlier, **backward}]
+        # A block, the one that is fetched meanwhile, and the buffer that it comes in.
+        busy = {"gathered weights": self.gathered(model, blocks=3, training=True), "communication": self.reduced(model)}
         table = self.table(model)
         for done in range(layers):
             there = grads if before else own_outer + done * each
@@ -273,9 +271,10 @@ class Books:
                 {
                     "activations": (layers - done) * kept + again + flow,
                     "gradients": there + self.passing(model),
+                    **busy,
                 }
             )
-        moments.append({"activations": flow / 2, "gradients": grads + table})
+        moments.append({"activations": flow / 2, "gradients": grads + table, **busy})
         return moments
 
     def flowing(self, model: Model) -> float:
@@ -324,7 +323,7 @@ class Books:
         add(device, "activations", max(deep, n * b * job.policy.width + 2.0 * b * k * job.policy.width))
         add(device, "logits", tile)
         models = [model for model in (self.policy, self.critic) if model]
-        add(device, "gathered weights", max(self.gathered(model, training=False) for model in models))
+        add(device, "gathered weights", max(self.gathered(model, blocks=3) for model in models))
         add(device, "rows", self.rows)
         return Phase("scoring", device, base.host)
 
@@ -344,7 +343,7 @@ class Books:
         prompts = slots * (job.length - job.new_tokens)
         add(device, "activations", prompts * (in_flight(a, how) + how.bytes * a.width) / job.layout.tp)
         if self.policy.sharded and not job.engine_copy:
-            add(device, "gathered weights", self.gathered(self.policy, training=False))
+            add(device, "gathered weights", self.gathered(self.policy, blocks=3))
         return Phase("rollout", device, base.host)
 
     def loading(self) -> Phase:

@@ -76,7 +76,8 @@ def verdict(job: Job, room: Room, memory: Memory) -> Iterator[Text]:
     if not wanted:
         return
     owner = memory.host_owner if memory.host_peak else memory.device_owner
-    words = f"main memory of a machine {size(wanted)}, of its {job.layout.on_one_host} processes together, "
+    number = job.layout.on_one_host
+    words = f"main memory of a machine {size(wanted)}, for {number} process{'es' * (number > 1)}, "
     words += f"in the phase {owner.name!r}"
     if room.host is None:
         yield Text(f"{words}; --host says whether it fits")

@@ -16,6 +16,7 @@ from kinkajou.engine.engine import LocalEngine
 from kinkajou.engine.parity import Look, is_stale
 from kinkajou.engine.vllm import Peer, VllmEngine, Wanted
 from kinkajou.engine.vllm_server import Server
+from kinkajou.engine.vllm_start import Started
 from kinkajou.errors import UserError
 from kinkajou.models.forward import LanguageModel
 from tiny import PAD, VOCAB, ours, peer, tiny_config
@@ -276,6 +277,41 @@ def test_a_server_that_dies_before_it_gets_weights_is_left_behind(tmp_path: Path
     second.change = first.change
     with pytest.raises(UserError, match="gives no answer"):
         ask(engine)
+
+
+class Again(Started):
+    """Starts nothing: the stand-in reads the folder and takes the name."""
+
+    def __init__(self, fake: FakeVllm) -> None:
+        self.fake, self.starts, self.stopped = fake, 0, False
+
+    def start(self, folder: Path, name: str, *, timeout_s: float = 1.0) -> str:
+        self.starts += 1
+        self.fake.name = name
+        self.fake.reload(folder)
+        return self.fake.url
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def test_a_server_of_our_own_is_started_anew_for_each_push(tmp_path: Path, fakes: Any) -> None:
+    model = model_of()
+    fake = fakes(model)
+    own = Again(fake)
+    server = Server("", vocabulary=VOCAB, end_ids=(2,), timeout_s=10.0)
+    wanted = Wanted("restart", 1e-3, 48, (2,), PAD, tmp_path / "vllm", "run", tmp_path)
+    engine = VllmEngine(model, [Peer(server, own)], wanted, write=model.module.save_pretrained)
+    for number in (1, 2):
+        shake(model, 0.1, seed=number)
+        engine.load(model.named_parameters())
+        same(ask(engine), ask(LocalEngine(model, end_ids=[2], pad_id=PAD)))
+        assert own.starts == number
+    fake.name = "run-000000"  # an old one has come back at that address
+    with pytest.raises(UserError, match="another version of the weights"):
+        ask(engine)
+    engine.close()
+    assert own.stopped
 
 
 def test_cuts_that_vllm_makes_in_another_order_are_refused(tmp_path: Path, fakes: Any) -> None:

@@ -146,7 +146,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
     from benchmarks.plan_measured import measured
     from kinkajou.plan.job import SHARDED
     from kinkajou.plan.memory import memory_of
-    from kinkajou.train import STARTERS
+    from kinkajou.train import STARTERS, grpo, ppo, preference, reward, sft  # noqa: F401  # all of one state of the code
     from kinkajou.train.plan_job import job_of
 
     torch.set_num_threads(1)
@@ -196,7 +196,7 @@ def start(numbers: Sequence[int], folder: Path) -> Iterator[dict[str, Any]]:
 def groups(only: str) -> list[list[int]]:
     """Cases of one process together; those of several ranks by themselves."""
     chosen = [(number, case) for number, case in enumerate(cases()) if only in case.name]
-    alone = [number for number, case in chosen if case.ranks == 1]
+    alone = [number for number, case in sorted(chosen, key=lambda x: x[1].stage in ("ppo", "grpo")) if case.ranks == 1]
     return [*([alone] if alone else []), *([number] for number, case in chosen if case.ranks > 1)]
 
 
@@ -233,12 +233,12 @@ def main() -> None:
         write_data(folder)
         for row in chain.from_iterable(start(numbers, folder) for numbers in groups(given.only)):
             found.append(row)
+            if given.out:
+                given.out.write_text(json.dumps(found, indent=1) + "\n")
             print(told(row), flush=True)
             if given.detail:
                 print("   ", row["phases_planned"], row["phases_measured"])
                 print("   ", row["parts"], flush=True)
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

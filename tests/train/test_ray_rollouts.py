@@ -105,7 +105,7 @@ def test_answers_of_earlier_weights(
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({**RAY, "tp": 2}, "do not go with tensor parallel"),
+        ({**RAY, "tp": 2, "strategy": "zero3"}, "do not go with tensor parallel"),
         ({**RAY, "max_staleness": 1, "dynamic_sampling": 2}, "none can be sampled ahead"),
         ({"max_staleness": 1}, "read by Ray rollouts alone"),
     ],

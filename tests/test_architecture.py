@@ -36,7 +36,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "engine/vllm_start.py": (set(), {"engine", "errors", "exchange"}),
     "rewards/": (TORCH, {"rewards", "batch", "models", "data", "errors"}),
     "rewards/remote.py": (set(), {"rewards", "data", "errors", "exchange"}),
-    "rewards/load.py": (TORCH | HF, {"rewards", "models", "data", "errors"}),
+    "rewards/load.py": (TORCH | HF, {"rewards", "batch", "models", "data", "errors"}),
     "plan/": (set(), {"plan", "errors"}),
     "evals/": (TORCH, {"evals", "algos", "batch", "models", "findings"}),
     "evals/reward_page.py": ({"rich"}, {"evals", "findings"}),

@@ -164,10 +164,13 @@ class Sharded(Ranks):
 
     def full_state(self, model: nn.Module) -> dict[str, Tensor] | None:
         found: dict[str, Tensor] = {}
-        for name, x in model.state_dict().items():
-            whole = self.full(x.detach())
+        seen: dict[int, Tensor] = {}  # tied weights are one tensor, and are written once
+        for name, x in model.state_dict(keep_vars=True).items():
+            if id(x) not in seen:
+                whole = self.full(x.detach())
+                seen[id(x)] = whole.cpu() if self.main else whole.new_empty(0)
             if self.main:
-                found[name] = whole.cpu()
+                found[name] = seen[id(x)]
         return found
 
 

@@ -86,7 +86,7 @@ class Critic:
 
 
 def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
-    say = print if s.main else lambda text: None
+    say = setup.voice(s)
     form = setup.load_format(cfg.base, setup.texts_of(prompt.messages for prompt in inputs.prompts), say)
     tasks = encode_prompts(cfg, inputs.prompts, form, say)
     held_out = encode_prompts(cfg, inputs.held_out, form, say)
@@ -97,10 +97,8 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
     language = load_language_model(source, form.tokenizer, setup.load_options(cfg.base, cfg.run.seed))
     longest = max(len(task.tokens) for task in (*tasks, *held_out))
     setup.check_context(language, longest + cfg.rollout.max_new_tokens)
-    shared = isinstance(cfg, PPOConfig) and cfg.algo.backbone == "shared"
-    actor = ActorCritic(language, scalar_head(language.width, seed=cfg.run.seed)) if shared else language
-    if isinstance(actor, ActorCritic):
-        load_head(actor, Path(source) / HEAD)
+    actor = with_critic(cfg, language, source)
+    shared = isinstance(actor, ActorCritic)
     ready = scorers_on_backbone(cfg, language, source, say) if shared else {}
     engine_model = sampled_from(cfg, language, s)
     policy = s.wrap(actor)
@@ -124,8 +122,8 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
         if average:
             with average.in_place():
                 save(folder and folder / "ema")
-        if shared:
-            save_head(s.full(cast(ActorCritic, actor).head.weight), folder and folder / HEAD)
+        if isinstance(actor, ActorCritic):
+            save_head(s.full(actor.head.weight), folder and folder / HEAD)
         if cfg.run.save_optimizer:
             save_optimizers({"optimizer": optimizer}, folder, s.full)
 
@@ -146,6 +144,15 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
         state=state,
         writers=[write],
     )
+
+
+def with_critic(cfg: RLConfig, language: LanguageModel, source: str) -> LanguageModel | ActorCritic:
+    """The policy alone, or with the critic that shares its trunk."""
+    if not (isinstance(cfg, PPOConfig) and cfg.algo.backbone == "shared"):
+        return language
+    actor = ActorCritic(language, scalar_head(language.width, seed=cfg.run.seed))
+    load_head(actor, Path(source) / HEAD)
+    return actor
 
 
 def drawn_from(cfg: RLConfig) -> Sampling:
@@ -273,7 +280,7 @@ def ptx_batches(
     """(step, number of the update) -> this rank's chats of the ptx loss; None without one."""
     if not inputs.ptx:
         return None
-    rows = setup.encode_chats(inputs.ptx, form, cfg.base.max_len, print if s.main else lambda text: None)
+    rows = setup.encode_chats(inputs.ptx, form, cfg.base.max_len, setup.voice(s))
     order = Shuffle(len(rows), cfg.ptx.ptx_batch_size, cfg.run.seed)
     updates = cfg.algo.epochs * cfg.rollout.prompts_per_step // cfg.algo.minibatch_size
 

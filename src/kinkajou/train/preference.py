@@ -29,7 +29,7 @@ def train_preference(cfg: PreferConfig, inputs: Inputs[Pair | Judged]) -> Path:
     """Trains on pairs or judged answers; returns the final checkpoint's folder."""
     s = setup.strategy_of(cfg.parallel)
     check_shares(cfg.batch_size, s.world)
-    say = print if s.main else lambda text: None
+    say = setup.voice(s)
     form = setup.load_format(cfg.base, setup.texts_of(map(messages_of, inputs.train)), say)
     task, rows, held_out = encode(cfg, inputs, form, say)
     sides = task.questions(()).rows

@@ -42,7 +42,7 @@ def train_reward(cfg: RewardConfig, inputs: Inputs[Pair]) -> Path:
     """Trains on pairs; returns the final checkpoint's folder."""
     s = setup.strategy_of(cfg.parallel)
     check_shares(cfg.batch_size, s.world)
-    say = print if s.main else lambda text: None
+    say = setup.voice(s)
     texts = setup.texts_of((*pair.prompt, *pair.chosen, *pair.rejected) for pair in inputs.train)
     form = setup.load_format(cfg.base, texts, say)
     rows = setup.encode_pairs(inputs.train, form, cfg.base.max_len, say)

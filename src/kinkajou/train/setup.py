@@ -63,6 +63,11 @@ def load_options(base: config.ModelConfig, seed: int) -> LoadOptions:
     )
 
 
+def voice(s: Strategy) -> Say:
+    """What says things for all processes."""
+    return print if s.main else lambda text: None
+
+
 def strategy_of(where: config.ParallelConfig) -> Strategy:
     return make_strategy(
         where.strategy,

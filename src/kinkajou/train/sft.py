@@ -32,7 +32,7 @@ def train_sft(cfg: SFTConfig, inputs: Inputs[Chat]) -> Path:
     """Trains on the assistant's tokens; returns the final checkpoint's folder."""
     s = setup.strategy_of(cfg.parallel)
     check_shares(cfg.batch_size, s.world)
-    say = print if s.main else lambda text: None
+    say = setup.voice(s)
     form = setup.load_format(cfg.base, setup.texts_of(chat.messages for chat in inputs.train), say)
     rows = setup.encode_chats(inputs.train, form, cfg.base.max_len, say)
     held_out = setup.encode_chats(inputs.held_out, form, cfg.base.max_len, say)

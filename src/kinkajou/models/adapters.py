@@ -46,7 +46,8 @@ def merged(model: nn.Module) -> nn.Module:
     if not isinstance(model, PeftModel):
         return model
     # Folding in and taking out again would round the weights of the model in training: fold a copy.
-    return cast(nn.Module, copy.deepcopy(model).merge_and_unload())
+    # In float32, for a frozen base may be bf16, which would swallow small changes.
+    return cast(nn.Module, copy.deepcopy(model).float().merge_and_unload())
 
 
 def merged_weights(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -54,6 +55,7 @@ def merged_weights(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Te
     if not isinstance(model, PeftModel):
         return weights
     found = {}
+    weights = {name: x.float() for name, x in weights.items()}
     for name, x in weights.items():
         if ".lora_" in name or ".original_module." in name:
             continue

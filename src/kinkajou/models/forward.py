@@ -141,13 +141,17 @@ class PackedModel(nn.Module):
         again = nullcontext() if self._half is None else self._half.again()
         return nullcontext(), again
 
-    @torch.no_grad()
     def freeze(self) -> Self:
-        """No gradients any more; bf16 weights for good where the model computes in them, in half the memory."""
+        """No gradients any more; bf16 weights for good where the model computes in them."""
         self.requires_grad_(False)
+        return self.settle()
+
+    @torch.no_grad()
+    def settle(self) -> Self:
+        """Weights that are not trained take the compute type for good: the same numbers in half the memory."""
         kept = {id(param) for param in self.kept}
         for param in self.module.parameters():
-            if self.dtype == "bf16" and id(param) not in kept:
+            if self.dtype == "bf16" and not param.requires_grad and id(param) not in kept:
                 param.data = param.data.to(torch.bfloat16)
         return self
 

@@ -216,6 +216,7 @@ def finish(model: PackedModel, options: LoadOptions, *, scalar: bool) -> PackedM
     if options.lora_rank:
         torch.manual_seed(options.seed)  # adapters start at random
         model.module = adapters.add_lora(model.module, rank=options.lora_rank, alpha=options.lora_alpha, scalar=scalar)
+        model.settle()
     if options.gradient_checkpointing:
         inner = model.inner
         # The old name is deprecated in transformers 5.23, the new one is not in 5.17.
@@ -276,7 +277,10 @@ def save_model(
     if folder is None:
         return
     if lora == "merged" and weights is not None:
-        module, weights = model.inner, adapters.merged_weights(model.module, weights)
+        # A shell of float32: the model itself holds shards, and of another type where they are frozen.
+        with torch.device("meta"):
+            module = type(model.inner)(model.inner.config)
+        weights = adapters.merged_weights(model.module, weights)
     else:
         module = model.module if lora == "adapter" else adapters.merged(model.module)
     inner = cast(Any, module)

@@ -114,10 +114,18 @@ class Model:
         return mine / self.job.layout.data if self.sharded else mine
 
     @property
+    def stored(self) -> float:
+        """Bytes of the weights in one process: float32, and bf16 what LoRA freezes where the compute type is that."""
+        wide = self.held_learning if self.how.half and self.how.lora_rank else self.held
+        return 4 * wide + 2 * (self.held - wide)
+
+    @property
     def copied(self) -> float:
         """Parameters of which there is a bf16 copy beside the float32 one: all that is multiplied."""
         if not self.how.half or self.sharded:
             return 0.0
+        if self.how.lora_rank:
+            return self.adapted / self.job.layout.tp
         tied = self.scalar and self.shape.tied  # with a scalar head the embedding is only looked up
         looked_up = self.shape.positions * self.shape.width + (
             self.shape.embedding if tied or not self.shape.tied else 0
@@ -158,7 +166,7 @@ class Books:
         for name, model in self.trained.items():
             away = self.away(model)
             for part, size in (
-                (name, 4 * model.held),
+                (name, model.stored),
                 ("optimiser state", 8 * model.held_learning),
             ):
                 add(device, part, size * (1 - away))

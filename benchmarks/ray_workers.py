@@ -1,7 +1,8 @@
-"""`python -m benchmarks.ray_workers [same kill ahead-0 ahead-1 ahead-2]`: workers on Ray against the local engine.
+"""`python -m benchmarks.ray_workers [same kill ahead-0 ... long-1]`: workers on Ray against the local engine.
 
 same: the samples of 1, 2 and 4 workers; kill: a run in which a worker is killed ten times; ahead-K: scores of
-runs that sample up to K steps ahead of the trainer, over seeds.  The figures go to benchmarks/results/ray.json.
+runs that sample up to K steps ahead of the trainer, over seeds; long-K: the same for three times as many steps.
+The figures go to benchmarks/results/ray.json.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -148,20 +149,20 @@ def kill() -> dict[str, Any]:
     }
 
 
-def ahead(behind: int) -> dict[str, Any]:
+def ahead(behind: int, *, steps: int = STEPS, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
     """Scores over seeds after equally many steps: by the local engine, or sampled up to `behind` steps ahead."""
     engine = {"rollout": "ray", "workers": 2, "max_staleness": behind} if behind else {}
     first, last, staleness, seconds = [], [], Counter[str](), []
-    for seed in SEEDS:
+    for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            rows = train(Path(folder), "run", steps=STEPS, eval_every=0, seed=seed, **engine)
+            rows = train(Path(folder), "run", steps=steps, eval_every=0, seed=seed, **engine)
         scores = [row["score"] for row in rows if "score" in row]
         first.append(fmean(scores[:3]))
         last.append(fmean(scores[-10:]))
         seconds.append(rows[-1]["time_s"])
         staleness.update(f"{row.get('staleness', 0.0):g}" for row in rows if "score" in row)
     return {
-        "steps": STEPS,
+        "steps": steps,
         "score_of_first_3_steps": round(fmean(first), 4),
         "scores_of_last_10_steps": [round(score, 4) for score in last],
         "score": round(fmean(last), 4),
@@ -174,6 +175,7 @@ def ahead(behind: int) -> dict[str, Any]:
 def main(asked: list[str]) -> None:
     parts: dict[str, Callable[[], dict[str, Any]]] = {"same": same, "kill": kill}
     parts |= {f"ahead-{behind}": partial(ahead, behind) for behind in (0, 1, 2)}
+    parts |= {f"long-{behind}": partial(ahead, behind, steps=180, seeds=(0, 1)) for behind in (0, 1)}
     torch.set_num_threads(1)
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for name in asked or list(parts):

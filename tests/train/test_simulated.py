@@ -9,6 +9,7 @@ from benchmarks.plan_measured import measured
 
 from kinkajou import config
 from kinkajou.batch import TokenBatch
+from kinkajou.errors import UserError
 from kinkajou.models import attention, linear_logp
 from kinkajou.models.imagined import language_model
 from kinkajou.models.load import LoadOptions
@@ -98,6 +99,11 @@ def test_what_stands_falls_with_the_ranks(strategy: str) -> None:
     assert few / many == pytest.approx(numbers(2) / numbers(64), rel=0.02)
 
 
+def test_a_shared_trunk_is_refused() -> None:
+    with pytest.raises(UserError, match="not simulated"):
+        run(settings("shared"), 8)
+
+
 def test_an_offloading_strategy_keeps_all_states_on_the_host() -> None:
     found = run(settings(strategy="zero2_cpu"), 8)
     (one,) = found.passes
@@ -108,12 +114,11 @@ def test_an_offloading_strategy_keeps_all_states_on_the_host() -> None:
     assert 0 < half.host < found.host
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "prefer", "kto", "grpo", "ppo", "shared"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "prefer", "kto", "grpo", "ppo"])
 def test_every_stage_on_a_thousand_ranks(stage: str) -> None:
     found = run(settings(stage, rows=2048), 1024)
     names = {
         "grpo": {"reward model scoring", "policy update"},
-        "shared": {"reward model scoring", "reference scoring", "policy update"},
         "ppo": {"reward model scoring", "reference scoring", "critic update", "policy update"},
         "reward": {"reward model update"},
     }.get(stage, {"policy update"})

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from kinkajou import config
 from kinkajou.batch import GRPOBatch, JudgedBatch, PairBatch, PPOBatch, PreferenceBatch, TokenBatch
+from kinkajou.errors import UserError
 from kinkajou.models.forward import ActorCritic
 from kinkajou.models.heads import scalar_head
 from kinkajou.models.imagined import as_on_gpu, language_model, scalar_model
@@ -98,6 +99,8 @@ class Simulator:
         language = language_model(policy, options_of(cfg.base))
         self.engine = self._engine_bytes(cfg, language)
         shared = isinstance(cfg, config.PPOConfig) and cfg.algo.backbone == "shared"
+        if shared:  # PyTorch's tracker knows no module that is entered by another way than `forward`
+            raise UserError("a trunk that policy and critic share is not simulated", fix="--backbone separate")
         actor = self._trained(
             "policy", ActorCritic(language, scalar_head(language.width, seed=0)) if shared else language
         )

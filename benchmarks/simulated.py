@@ -22,7 +22,7 @@ from benchmarks.speed.record import commit, machine
 from kinkajou import config
 from kinkajou.plan.architecture import NAMED
 from kinkajou.plan.simulate import Change, Simulation, as_row, lines, settings_of
-from kinkajou.train.simulated import Stage, search, simulate
+from kinkajou.train.simulated import Cluster, Stage, search, simulate
 
 KEPT = Path(__file__).parent / "results" / "simulated.json"
 MEMORY = 80.0 * 2**30
@@ -89,8 +89,8 @@ def simulated(case: Case) -> list[tuple[Change, Simulation]]:
     cfg, policy = settings(case), settings_of(NAMED[case.model])
     scorer = settings_of(NAMED[case.scorer]) if case.scorer else None
     if case.look:
-        return search(cfg, policy, ranks=case.ranks, memory=MEMORY, scorer=scorer)
-    return [(Change(), simulate(cfg, policy, ranks=case.ranks, memory=MEMORY, scorer=scorer))]
+        return search(cfg, policy, Cluster(case.ranks, MEMORY), scorer=scorer)
+    return [(Change(), simulate(cfg, policy, Cluster(case.ranks, MEMORY), scorer=scorer))]
 
 
 def row_of(case: Case, change: Change, found: Simulation) -> dict[str, Any]:

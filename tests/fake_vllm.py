@@ -65,7 +65,7 @@ class FakeVllm:
                 return None
 
             def log_message(self, *args: object) -> None:
-                pass
+                """Nothing on the terminal."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.server.handle_error = lambda *_: None  # type: ignore[method-assign]

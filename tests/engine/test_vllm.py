@@ -83,7 +83,7 @@ def same(a: Rollout, b: Rollout) -> None:
 def test_the_same_answers_as_the_local_engine_gives(tmp_path: Path, fakes: Any, sampling: Sampling) -> None:
     model = model_of()
     first, second = fakes(model), fakes(model)
-    first.slow_s = second.slow_s = 0.01  # so that neither is done before the other begins
+    first.slow_s = second.slow_s = 0.1  # so that neither is done before the other begins
     got = ask(engine_of(model, tmp_path, first, second), sampling)
     same(got, ask(LocalEngine(model, end_ids=[2], pad_id=PAD), sampling))
     prompts = [body["prompt"] for fake in (first, second) for _, body in fake.asked if body.get("seed") in SEEDS]

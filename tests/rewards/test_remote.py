@@ -48,7 +48,7 @@ class Stub:
                 self.wfile.write(data)
 
             def log_message(self, *args: object) -> None:
-                pass
+                """Nothing on the terminal."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1/rewards"

@@ -16,8 +16,7 @@ from kinkajou.train.restart import launcher, started, written_by_last_try
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that another process, started by the same parent, has begun."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job7")
-    now = launcher()
-    assert now is not None
+    now = launcher() or ""
     assert now.endswith(f" {os.getppid()} {started(os.getppid())} {os.getpid()}")
     write(tmp_path, now.rpartition(" ")[0] + " 1")
     return tmp_path

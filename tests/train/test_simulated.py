@@ -17,7 +17,7 @@ from kinkajou.parallel.strategy import Single
 from kinkajou.plan.simulate import Simulation
 from kinkajou.train.optim import adamw
 from kinkajou.train.sft import token_loss
-from kinkajou.train.simulated import Stage, search, simulate
+from kinkajou.train.simulated import Cluster, Stage, search, simulate
 from kinkajou.train.update import Objective, update
 
 WIDTH, INNER, VOCABULARY, LAYERS = 64, 176, 1000, 2
@@ -68,7 +68,7 @@ def settings(stage: str = "sft", *, rows: int = 8, microbatch: int = 2 * LENGTH,
 
 
 def run(cfg: Stage, ranks: int, memory: float = 1e12, **how: Any) -> Simulation:
-    return simulate(cfg, LLAMA, ranks=ranks, memory=memory, **how)
+    return simulate(cfg, LLAMA, Cluster(ranks, memory, **how))
 
 
 def test_shards_are_of_the_size_that_a_count_says() -> None:
@@ -162,7 +162,7 @@ def test_other_families(family: str) -> None:
         | {"word_embed_proj_dim": 32, "do_layer_norm_before": False},
     }[family]
     shape = {"model_type": family, "vocab_size": 1000, **sizes}
-    found = simulate(settings(), shape, ranks=8, memory=1e12)
+    found = simulate(settings(), shape, Cluster(8))
     assert found.passes[0].calls["reduce_scatter"] == 3
 
 
@@ -188,7 +188,7 @@ def test_the_peak_is_that_of_real_tensors() -> None:
 def test_a_search_stops_at_the_first_setting_that_fits() -> None:
     cfg = settings(strategy="zero2", rows=512, microbatch=64 * LENGTH)
     need = run(settings(rows=512, microbatch=64 * LENGTH, gradient_checkpointing=True), 8).peak
-    found = search(cfg, LLAMA, ranks=8, memory=need + 1)
+    found = search(cfg, LLAMA, Cluster(8, need + 1))
     assert [one.fits(need + 1) for _, one in found] == [False] * (len(found) - 1) + [True]
     assert found[-1][0].text == "--gradient_checkpointing true --strategy zero3"
 

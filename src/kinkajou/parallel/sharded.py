@@ -4,7 +4,7 @@ Each rank holds 1 / n of every float32 weight with its gradient and optimiser st
 before its forward pass, in the compute type, and its gradients are summed in float32.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -147,10 +147,6 @@ class Sharded(Ranks):
             local = own_part(grad)
             local.mul_(scale.to(local.device))
         return norm
-
-    def full_params(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        for name, param in model.named_parameters():
-            yield name, self.full(param.detach())
 
     def full(self, x: Tensor) -> Tensor:
         if not isinstance(x, DTensor):

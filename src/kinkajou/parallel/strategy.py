@@ -46,8 +46,8 @@ class Strategy(Protocol):
         """Scales gradients down to `max_norm`; returns the norm they had."""
         ...
 
-    def full_params(self, model: nn.Module) -> Iterable[tuple[str, Tensor]]:
-        """Every parameter whole, one after the other; all ranks must go through them together."""
+    def full_params(self, model: nn.Module, *, frozen: bool) -> Iterable[tuple[str, Tensor]]:
+        """Trained parameters, or all of them, whole, one after the other; all ranks must go through them together."""
         ...
 
     def full(self, x: Tensor) -> Tensor:
@@ -100,8 +100,10 @@ class Single:
     def clip_grads(self, model: nn.Module, max_norm: float) -> Tensor:
         return nn.utils.clip_grad_norm_(model.parameters(), max_norm)
 
-    def full_params(self, model: nn.Module) -> Iterable[tuple[str, Tensor]]:
-        return self.unwrap(model).named_parameters()
+    def full_params(self, model: nn.Module, *, frozen: bool) -> Iterable[tuple[str, Tensor]]:
+        for name, param in self.unwrap(model).named_parameters():
+            if frozen or param.requires_grad:
+                yield name, self.full(param.detach())
 
     def full(self, x: Tensor) -> Tensor:
         return x

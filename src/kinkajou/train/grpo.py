@@ -26,6 +26,7 @@ from kinkajou.train.parts import RLParts, check_divisible, load_parts
 from kinkajou.train.policy import correction, kl_term, old_logps, policy_loss, sample_metrics, set_rate, summarised
 from kinkajou.train.rollouts import (
     Sampled,
+    end_step,
     examine,
     joined,
     mean_over_samples,
@@ -48,7 +49,7 @@ def train_grpo(cfg: GRPOConfig, inputs: RLInputs) -> Path:
     run = Run("grpo", cfg, s, total=cfg.algo.steps, shown=SHOWN)
     run.writer = parts.write
     with closing(parts.engine):
-        parts.engine.load(parts.weights(s))
+        parts.engine.load(parts.weights(s, frozen=True))
         examine(run, cfg, parts)
         for step in run.steps():
             metrics = {"lr": set_rate(cfg, parts, step, cfg.optim.lr, parts.optimizer)}
@@ -61,15 +62,7 @@ def train_grpo(cfg: GRPOConfig, inputs: RLInputs) -> Path:
             with run.phase("update"):
                 metrics |= improve(cfg, parts, joined(batch, s, cfg.algo.group_size), step, s) | found
             run.count_tokens("update", sampled.rollout.lengths * cfg.algo.epochs)
-            parts.engine.load(parts.weights(s))
-            parts.state.follow(cfg, metrics.get("kl_ref", 0.0), samples)
-            if run.due(cfg.run.sample_every) or step == 1:
-                run.write_samples(sampled.samples[:16])
-            if run.due(cfg.run.eval_every) or step == run.total:
-                metrics |= examine(run, cfg, parts)
-            run.log(metrics)
-            if run.due(cfg.run.save_every):
-                run.save(parts.write)
+            end_step(run, cfg, parts, sampled, metrics, samples=samples)
         return run.finish(parts.write)
 
 

@@ -72,9 +72,9 @@ class RLParts:
         for writer in self.writers:
             writer(folder)
 
-    def weights(self, s: Strategy) -> Iterable[tuple[str, Tensor]]:
-        """The policy's parameters by the names that the engine knows."""
-        for name, param in s.full_params(self.policy):
+    def weights(self, s: Strategy, *, frozen: bool = False) -> Iterable[tuple[str, Tensor]]:
+        """The policy's trained parameters by the names that the engine knows; before the first step also the others."""
+        for name, param in s.full_params(self.policy, frozen=frozen):
             if not name.startswith("head."):
                 yield name.removeprefix("language."), param
 

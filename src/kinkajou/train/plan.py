@@ -58,13 +58,13 @@ def plan(cfg: config.StageConfig, show: config.PlanConfig) -> None:
 
 def simulations(cfg: config.StageConfig, made: Plan) -> list[tuple[Change, Simulation]]:
     """The planned step on tensors without data; with a stated memory also changed settings, until one fits."""
-    from kinkajou.train.simulated import search  # it needs private parts of PyTorch, which a plan does not
+    from kinkajou.train.simulated import Cluster, search  # it needs private parts of PyTorch, which a plan does not
 
     job = made.job
     long = dataclasses.replace(cfg, base=dataclasses.replace(cfg.base, max_len=job.length))
     scorer = settings_of(job.scorer) if job.scorer else None
-    memory = made.room.memory or math.inf
-    return search(long, settings_of(job.policy), ranks=job.layout.ranks, memory=memory, scorer=scorer, gpu=job.how.gpu)
+    on = Cluster(job.layout.ranks, made.room.memory or math.inf, job.how.gpu)
+    return search(long, settings_of(job.policy), on, scorer=scorer)
 
 
 def make_plan(cfg: config.StageConfig, show: config.PlanConfig) -> Plan:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from kinkajou.plan.architecture import Architecture
@@ -11,6 +10,7 @@ from kinkajou.plan.fitting import RESERVED, Proposal, Room, excess, on_machine
 from kinkajou.plan.job import Job
 from kinkajou.plan.memory import Memory, Phase
 from kinkajou.plan.rates import REACHED, Machine, Times
+from kinkajou.train.tables import grid, head
 
 NAMES = {"sft": "SFT", "reward": "reward model", "prefer": "preferences", "ppo": "PPO", "grpo": "GRPO"}
 
@@ -28,17 +28,6 @@ def page(job: Job, room: Room, machine: Machine, memory: Memory, times: Times, m
     source = "measured rates" if machine.measured else f"data sheets, {REACHED:.0%} of the products they promise"
     yield head(f"Time of a step on {machine.name}, an estimate from {source}")
     yield timing(times)
-
-
-def head(words: str) -> Text:
-    return Text(f"\n{words}", "bold")
-
-
-def grid(*titles: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for i, title in enumerate(titles):
-        table.add_column(title, justify="right" if i else "left", no_wrap=True)
-    return table
 
 
 def settings(job: Job) -> str:

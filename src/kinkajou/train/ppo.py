@@ -24,7 +24,7 @@ from kinkajou.train.estimates import ppo_estimates, value_targets
 from kinkajou.train.inputs import RLInputs
 from kinkajou.train.parts import Critic, RLParts, check_divisible, load_critic, load_parts, ptx_batches
 from kinkajou.train.policy import correction, kl_term, old_logps, policy_loss, sample_metrics, set_rate, summarised
-from kinkajou.train.rollouts import Sampled, examine, joined, minibatches, sample_prompts, shaped
+from kinkajou.train.rollouts import Sampled, end_step, examine, joined, minibatches, sample_prompts, shaped
 from kinkajou.train.run import Run
 from kinkajou.train.sft import token_loss
 from kinkajou.train.update import Objective, in_parts, update
@@ -43,7 +43,7 @@ def train_ppo(cfg: PPOConfig, inputs: RLInputs) -> Path:
     run = Run("ppo", cfg, s, total=cfg.algo.steps, shown=SHOWN)
     run.writer = parts.write
     with closing(parts.engine):
-        parts.engine.load(parts.weights(s))
+        parts.engine.load(parts.weights(s, frozen=True))
         examine(run, cfg, parts)
         for step in run.steps():
             metrics = set_rates(cfg, parts, critic, step)
@@ -56,15 +56,7 @@ def train_ppo(cfg: PPOConfig, inputs: RLInputs) -> Path:
             with run.phase("update"):
                 metrics |= improve(cfg, parts, critic, ptx, joined(batch, s), step, s) | found
             run.count_tokens("update", sampled.rollout.lengths * cfg.algo.epochs)
-            parts.engine.load(parts.weights(s))
-            parts.state.follow(cfg, metrics["kl_ref"], cfg.rollout.prompts_per_step)
-            if run.due(cfg.run.sample_every) or step == 1:
-                run.write_samples(sampled.samples[:16])
-            if run.due(cfg.run.eval_every) or step == run.total:
-                metrics |= examine(run, cfg, parts)
-            run.log(metrics)
-            if run.due(cfg.run.save_every):
-                run.save(parts.write)
+            end_step(run, cfg, parts, sampled, metrics, samples=cfg.rollout.prompts_per_step)
         return run.finish(parts.write)
 
 

@@ -10,6 +10,7 @@ from rich.text import Text
 from kinkajou.train.profile_advice import advice
 from kinkajou.train.profile_rows import Measured, Memory, Row, memory_rows, place, time_rows
 from kinkajou.train.profile_trace import Traced
+from kinkajou.train.tables import grid, head
 
 MOST = 10
 """Operators shown."""
@@ -48,17 +49,6 @@ def of_steps(measured: Measured, traced: Traced) -> str:
     if high > 1.3 * low or slower < -0.1:
         said += " Steps differ much: other work on this machine, or answers of other lengths."
     return said
-
-
-def head(words: str) -> Text:
-    return Text(f"\n{words}", "bold")
-
-
-def grid(*titles: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for i, title in enumerate(titles):
-        table.add_column(title, justify="right" if i else "left", no_wrap=True)
-    return table
 
 
 def time_table(rows: list[Row]) -> Table:

@@ -261,6 +261,21 @@ def examine(run: Run, cfg: RLConfig, parts: RLParts) -> dict[str, float]:
     return found
 
 
+def end_step(
+    run: Run, cfg: RLConfig, parts: RLParts, sampled: Sampled, metrics: dict[str, float], *, samples: int
+) -> None:
+    """What follows an update: new weights for the engine, KL coefficient, samples, evaluation, log, checkpoint."""
+    parts.engine.load(parts.weights(run.strategy))
+    parts.state.follow(cfg, metrics.get("kl_ref", 0.0), samples)
+    if run.due(cfg.run.sample_every) or run.step == 1:
+        run.write_samples(sampled.samples[:16])
+    if run.due(cfg.run.eval_every) or run.step == run.total:
+        metrics |= examine(run, cfg, parts)
+    run.log(metrics)
+    if run.due(cfg.run.save_every):
+        run.save(parts.write)
+
+
 def held_out_scores(run: Run, cfg: RLConfig, parts: RLParts) -> dict[str, float]:
     """Mean score (and gold score if there is a gold judge) over the held-out prompts; the seeds never change.
 

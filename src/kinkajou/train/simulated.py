@@ -3,6 +3,7 @@
 Generation is not simulated: it needs no gradients, and its cache is the plan's business (plan/memory.py).
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -256,27 +257,30 @@ class Simulator:
         return Passed(work.name, actor.name, tracker.split(), tracker.most_on_host, dict(calls), dict(sent), work.times)
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """Ranks, the bytes that each has, and whether it computes as a GPU does."""
+
+    ranks: int
+    memory: float = math.inf
+    gpu: bool = True
+
+
 def simulate(
-    cfg: Stage,
-    policy: Mapping[str, Any],
-    *,
-    ranks: int,
-    memory: float,
-    scorer: Mapping[str, Any] | None = None,
-    gpu: bool = True,
+    cfg: Stage, policy: Mapping[str, Any], on: Cluster, *, scorer: Mapping[str, Any] | None = None
 ) -> Simulation:
     """One rank of many in a step of that stage; `policy` and `scorer` (reward model, critic) as in config.json.
 
     Where models at rest are too much already, or a pass is, no further pass is made.
     """
     start = time.perf_counter()
-    with imagined_world(ranks) as world, as_on_gpu() if gpu else nullcontext():
+    with imagined_world(on.ranks) as world, as_on_gpu() if on.gpu else nullcontext():
         s = setup.strategy_of(cfg.parallel)
         with without_data(world):
-            made = Simulator(cfg, policy, scorer or policy, s=s, world=world, memory=memory)
-            found = Simulation(described(cfg), ranks, made.standing(), engine=made.engine)
+            made = Simulator(cfg, policy, scorer or policy, s=s, world=world, memory=on.memory)
+            found = Simulation(described(cfg), on.ranks, made.standing(), engine=made.engine)
             passes = made.passes()
-            while found.fits(memory) and (one := next(passes, None)):
+            while found.fits(on.memory) and (one := next(passes, None)):
                 found = replace(found, passes=(*found.passes, one))
     return replace(found, seconds=time.perf_counter() - start)
 
@@ -304,13 +308,7 @@ def described(cfg: Stage) -> dict[str, Any]:
 
 
 def search(
-    cfg: Stage,
-    policy: Mapping[str, Any],
-    *,
-    ranks: int,
-    memory: float,
-    scorer: Mapping[str, Any] | None = None,
-    gpu: bool = True,
+    cfg: Stage, policy: Mapping[str, Any], on: Cluster, *, scorer: Mapping[str, Any] | None = None
 ) -> list[tuple[Change, Simulation]]:
     """Simulations of changed settings, the last of them the first that fits, if one does."""
     found: list[tuple[Change, Simulation]] = []
@@ -318,14 +316,14 @@ def search(
         cfg.parallel.strategy,
         checkpointing=cfg.base.gradient_checkpointing,
         lora=cfg.base.lora_rank > 0,
-        ranks=ranks,
+        ranks=on.ranks,
         tp=cfg.parallel.tp,
         row=cfg.base.max_len,
     )
     for change in changes:
-        made = simulate(changed(cfg, change), policy, ranks=ranks, memory=memory, scorer=scorer, gpu=gpu)
+        made = simulate(changed(cfg, change), policy, on, scorer=scorer)
         found.append((change, made))
-        if made.fits(memory):
+        if made.fits(on.memory):
             break
     return found
 

@@ -26,6 +26,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "batch.py": (TORCH, set()),
     "algos/": (TORCH, {"algos"}),
     "models/": (TORCH | HF | {"peft", "safetensors"}, {"models", "batch", "algos", "errors"}),
+    "models/load.py": (TORCH | HF | {"huggingface_hub"}, {"models", "errors"}),
     "data/": (set(), {"data", "errors"}),
     "data/preflight.py": (set(), {"data", "errors", "findings"}),
     "data/chat.py": (HF | {"jinja2"}, {"data", "errors", "batch"}),

@@ -23,6 +23,26 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+BROKEN = [
+    ({"hidden_size": "x"}, "hidden_size"),
+    ({"num_attention_heads": 0}, "zero"),
+    ({"hidden_size": 100, "num_attention_heads": 7}, "multiple"),
+    ({"vocab_size": 0}, "vocab_size 0"),
+    ({"num_hidden_layers": -1}, "num_hidden_layers -1"),
+]
+
+
+@pytest.mark.parametrize(("change", "word"), BROKEN, ids=str)
+def test_a_broken_config_is_a_sentence(
+    change: dict[str, object], word: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "config.json").write_text(json.dumps({"model_type": "llama", **change}))
+    code, _, err = said(capsys, "sft", "--model", here)
+    assert code == 2
+    assert "the settings of the model" in err
+    assert word in err
+
+
 def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
     code = main(["plan", *map(str, words)])
     return code, *capsys.readouterr()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -140,6 +141,12 @@ def read_settings(source: str) -> PreTrainedConfig:
         raise UserError(f"{source} holds no model", evidence="there is no config.json in it")
     try:
         return cast(PreTrainedConfig, AutoConfig.from_pretrained(source, trust_remote_code=False))
+    except (StrictDataclassError, ZeroDivisionError, TypeError) as fault:
+        raise UserError(
+            f"the settings of the model {source!r} are broken",
+            evidence=" ".join(str(fault).split())[:300],
+            fix="mend its config.json, or take the one that the weights came with",
+        ) from None
     except (OSError, ValueError, KeyError) as fault:
         raise UserError(
             f"no model could be read from {source!r}",

@@ -90,6 +90,11 @@ class Architecture:
         return self.layers * sum(rank * (a + b) for a, b in self.matrices)
 
 
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+SIZES += ("intermediate_size", "n_embd", "n_layer", "n_head", "n_inner", "ffn_dim", "word_embed_proj_dim")
+"""Entries of a config.json that count something."""
+
+
 def read(settings: Mapping[str, Any], *, source: str) -> Architecture:
     """From the entries of a config.json."""
     family = settings.get("model_type", "")
@@ -99,6 +104,9 @@ def read(settings: Mapping[str, Any], *, source: str) -> Architecture:
             evidence=f"{source} is one; their sizes are not known here",
             fix=f"plan a model of the families {', '.join(FAMILIES)}",
         )
+    for name in SIZES:
+        if (size := settings.get(name)) is not None and size < 1:
+            raise UserError(f"the settings of the model {source!r} are broken", evidence=f"{name} {size}")
     names = {"gpt2": ("n_embd", "n_layer", "n_head"), "bloom": ("hidden_size", "n_layer", "n_head")}
     width, layers, heads = (
         int(settings[name]) for name in names.get(family, ("hidden_size", "num_hidden_layers", "num_attention_heads"))

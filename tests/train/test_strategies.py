@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from kinkajou.errors import UserError
 from kinkajou.models.adapters import merged, merged_weights
 from kinkajou.models.load import LoadOptions, load_language_model, load_scalar_model
 from small import Small, metrics, steps_kept, weights
-from tiny import tiny_tokenizer
+from tiny import save_source, tiny_tokenizer
 from train.test_ddp import numbers, torchrun
 
 # A micro-batch of 40 tokens: ranks have different numbers of them, and make the same number of passes.
@@ -30,11 +31,16 @@ JOBS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemini-sft": ("sft", {**HELD, "device_share": 0.5, "lora_rank": 2}),
     "zero3-split": ("sft", {"tp": 2, "lora_rank": 2, "batch_size": 5, "epochs": 0.5}),
     "zero3-split-ppo": ("ppo", {"tp": 2, "steps": 2}),
+    # Norms of heads, which LoRA freezes: each rank sees a part of the heads.
+    "zero3-split-norms": ("sft", {"tp": 2, "lora_rank": 2, "epochs": 0.5, "model": "qwen3"}),
+    "zero3-split-norms-all": ("sft", {"tp": 2, "epochs": 0.5, "model": "qwen3"}),
 }
 
 
 def changes_of(name: str, small: Small) -> dict[str, Any]:
     changes = {**COMMON, **JOBS[name][1]}
+    if "model" in changes:
+        changes["model"] = str(source(small.folder, changes["model"]))
     return {**changes, "eval_prompts": small.held_out} if "eval_every" in changes else changes
 
 
@@ -48,7 +54,10 @@ def on_two(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs["half"] = ("sft", {**COMMON, "dtype": "bf16", "strategy": "zero3"})
     # The loss overflows on one of the ranks alone: both must hear of it.
     jobs["broken"] = ("sft", {**COMMON, "lr": 1e30, "max_norm": 1e30, "strategy": "zero3"})
-    jobs["odd-heads"] = ("sft", {"strategy": "zero3", "tp": 2, "model": str(odd_heads(folder))})
+    jobs["odd-heads"] = (
+        "sft",
+        {"strategy": "zero3", "tp": 2, "model": str(source(folder, "llama", num_key_value_heads=1))},
+    )
     jobs["no-plan"] = ("sft", {"strategy": "zero3", "tp": 2, "model": "gpt2-tiny", "tokenizer": small.policy})
     plan = {"small": {k: str(v) for k, v in dataclasses.asdict(small).items()}, "jobs": jobs}
     (folder / "plan.json").write_text(json.dumps(plan))
@@ -57,14 +66,12 @@ def on_two(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def odd_heads(folder: Path) -> Path:
-    """A model whose key heads two ranks cannot share."""
-    from transformers import AutoModelForCausalLM
-
-    from tiny import save_source
-
-    save_source(folder / "odd", AutoModelForCausalLM, "llama", tiny_tokenizer(), num_key_value_heads=1)
-    return folder / "odd"
+def source(folder: Path, family: str, **changes: object) -> Path:
+    """A model of that family, of its own sizes."""
+    place = folder / "-".join([family, *changes])
+    if not place.exists():
+        save_source(place, AutoModelForCausalLM, family, tiny_tokenizer(), **changes)
+    return place
 
 
 def alone(name: str, small: Small, folder: Path) -> Path:

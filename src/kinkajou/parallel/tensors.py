@@ -35,8 +35,11 @@ def split_matrices(model: Any, mesh: DeviceMesh) -> None:
     for pattern, word in plan.items():
         adapted = any(name.endswith(".base_layer") and matches(pattern, name) for name in names)
         styles |= {f"{pattern}{suffix}": style for suffix, style in styles_of(word, adapted).items()}
+    trained = {name: param.requires_grad for name, param in trunk.named_parameters()}
     # Every rank has the whole weights and takes its part; the default would have rank 0 send them.
     parallelize_module(trunk, mesh, styles, src_data_rank=None)
+    for name, param in trunk.named_parameters():  # torch makes what it replicates trainable
+        param.requires_grad_(trained[name])
 
 
 def styles_of(word: str, adapted: bool) -> dict[str, ParallelStyle]:

@@ -90,8 +90,10 @@ class Architecture:
         return self.layers * sum(rank * (a + b) for a, b in self.matrices)
 
 
-SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
-SIZES += ("intermediate_size", "n_embd", "n_layer", "n_head", "n_inner", "ffn_dim", "word_embed_proj_dim")
+SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("intermediate_size", "n_embd", "n_layer", "n_head", "n_inner", "ffn_dim", "word_embed_proj_dim"),
+)
 """Entries of a config.json that count something."""
 
 

@@ -154,7 +154,8 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
     with contextlib.redirect_stdout(io.StringIO()):
         found = measured(lambda: STARTERS[case.stage](cfg), sharded=case.strategy in SHARDED)  # type: ignore[operator]
     plan = memory_of(job_of(cfg, ranks=case.ranks, gpu=False, vocabulary=WORDS))
-    planned = plan.device_peak + plan.host_peak
+    # Device and host are one memory here; the peak of each may belong to another phase.
+    planned = max(sum(phase.device.values()) + sum(phase.host.values()) for phase in (plan.standing, *plan.phases))
     standing = plan.standing.on_device + plan.standing.on_host
     phases = {phase.name: phase.on_device + phase.on_host for phase in plan.phases}
     parts = {name: round(size) for name, size in plan.device_owner.device.items()}

@@ -212,13 +212,13 @@ class Books:
         stay = training and model.trained and self.job.layout.strategy in ("zero2", "zero2_cpu")
         return self.job.how.bytes * (model.outer + (model.shape.layers if stay else blocks) * model.block)
 
-    def reduced(self, model: Model) -> float:
-        """Bytes of a block's whole gradients and the buffer that sums them, beside those outside the blocks."""
+    def reduced(self, model: Model, *, summing: bool) -> float:
+        """Bytes of a block's whole gradients, beside those outside the blocks, and of the buffer in which those of the
+        block before are summed."""
         if not model.sharded:
             return 0.0
-        wide = 4 + (self.job.how.bytes if self.job.how.half else 4)
         outer = model.outer if not self.job.how.lora_rank else 0.0
-        return wide * model.block_learning + self.job.how.bytes * outer
+        return self.job.how.bytes * (model.block_learning + outer) + 4 * model.block_learning * summing
 
     # --- training ----------------------------------------------------------------------------------------------
 
@@ -270,8 +270,8 @@ class Books:
         earlier = {"activations": all_kept, "gradients": grads if before else 0.0}
         earlier["gathered weights"] = self.gathered(model, blocks=0, training=True)
         moments = [{**earlier, **forward}, {**earlier, **backward}]
-        # A block, the one that is fetched meanwhile, and the buffer that it comes in.
-        busy = {"gathered weights": self.gathered(model, blocks=3, training=True), "communication": self.reduced(model)}
+        # A block and the buffer in which the next one comes meanwhile.
+        whole = self.gathered(model, blocks=2, training=True)
         table = self.table(model)
         for done in range(layers):
             there = grads if before else own_outer + done * each
@@ -279,10 +279,12 @@ class Books:
                 {
                     "activations": (layers - done) * kept + again + flow,
                     "gradients": there + self.passing(model),
-                    **busy,
+                    "gathered weights": whole,
+                    "communication": self.reduced(model, summing=done > 0),
                 }
             )
-        moments.append({"activations": flow / 2, "gradients": grads + table, **busy})
+        last = {"gathered weights": whole, "communication": self.reduced(model, summing=True)}
+        moments.append({"activations": flow / 2, "gradients": grads + table, **last})
         return moments
 
     def flowing(self, model: Model) -> float:
@@ -331,6 +333,7 @@ class Books:
         add(device, "activations", max(deep, n * b * job.policy.width + 2.0 * b * k * job.policy.width))
         add(device, "logits", tile)
         models = [model for model in (self.policy, self.critic) if model]
+        # In a forward pass the buffer of the block at work is kept too, until the next one has come.
         add(device, "gathered weights", max(self.gathered(model, blocks=3) for model in models))
         add(device, "rows", self.rows)
         return Phase("scoring", device, base.host)

@@ -149,6 +149,13 @@ def test_one_process(small: Small, here: Path, capsys: pytest.CaptureFixture[str
     assert "of one process" in fault(capsys, recipe(here, small, "sft"))
 
 
+def test_a_strategy_of_several_processes_is_not_profiled_in_silence(
+    small: Small, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", str(recipe(here, small, "sft")), "--steps", "1", "--strategy", "zero3"]) == 0
+    assert "profiled as one process, not as zero3" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("number", [1, 3])
 def test_interrupted(
     small: Small, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int

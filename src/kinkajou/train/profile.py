@@ -47,6 +47,8 @@ def profile(cfg: config.StageConfig, show: config.ProfileConfig, inputs: Any, ta
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a profile is of one process", fix="kinkajou profile without torchrun")
     console = Console(highlight=False)
+    if cfg.parallel.strategy != "naive":
+        console.print(f"note: profiled as one process, not as {cfg.parallel.strategy}")
     with tempfile.TemporaryDirectory(prefix="kinkajou-profile-") as folder:
         made = Path(folder) / "trace.json"
         looker = Looker(cfg, show, made)

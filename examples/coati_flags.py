@@ -29,7 +29,7 @@ RUN_BECAME: Became = {
     "export": "--save_path",
     "output": "--save_path: the run's records",
     "overwrite": "--overwrite",
-    "save_optimizer": "--need_optim_ckpt",
+    "save_state": "--need_optim_ckpt",
     "log_every": "--log_interval",
 }
 
@@ -140,8 +140,11 @@ def run_config(flags: Namespace) -> config.RunConfig:
         export=str(Path(flags.save_path)),
         overwrite=flags.overwrite,
         log_every=flags.log_interval,
-        save_optimizer=flags.need_optim_ckpt,
     )
+
+
+def keep_config(flags: Namespace) -> config.KeepConfig:
+    return config.KeepConfig(save_state=flags.need_optim_ckpt)
 
 
 def smaller(size: int, rows: int, what: str, *, multiple: int | None = None) -> int:

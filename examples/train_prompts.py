@@ -118,6 +118,7 @@ def settings(given: Namespace) -> PPOConfig:
         ptx=ptx(given),
         optim=RLOptimConfig(lr=given.lr, schedule="constant", warmup=0.0),
         parallel=coati.parallel_config(given),
+        keep=coati.keep_config(given),
         run=coati.run_config(given),
     )
 

@@ -69,6 +69,7 @@ def settings(given: Namespace) -> RewardConfig:
         ),
         optim=OptimConfig(lr=given.lr, warmup=0.0),
         parallel=coati.parallel_config(given),
+        keep=coati.keep_config(given),
         run=coati.run_config(given),
         epochs=given.max_epochs,
         batch_size=given.batch_size * coati.world(),

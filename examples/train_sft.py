@@ -44,6 +44,7 @@ def settings(given: Namespace) -> SFTConfig:
         source=DataConfig(data=dataset, max_rows=given.max_datasets_size, bad_rows="skip"),
         optim=OptimConfig(lr=given.lr),
         parallel=coati.parallel_config(given),
+        keep=coati.keep_config(given),
         run=coati.run_config(given),
         epochs=given.max_epochs,
         batch_size=given.batch_size * given.accumulation_steps * coati.world(),

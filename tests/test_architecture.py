@@ -20,6 +20,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "__main__.py": (set(), {"cli"}),
     "cli.py": ({"cyclopts"}, {"config", "errors", "train", "chat", "demo"}),
     "errors.py": (set(), set()),
+    "faults.py": (set(), {"errors"}),
     "exchange.py": (set(), {"data"}),
     "findings.py": (set(), set()),
     "config/": (set(), {"config", "errors"}),

@@ -231,7 +231,7 @@ def test_the_same_prompt_gets_another_answer_each_time(small: Small, tmp_path: P
 
 
 def test_the_checkpoint_is_a_plain_folder(small: Small, tmp_path: Path) -> None:
-    small.run("ppo", tmp_path / "run", steps=2, save_optimizer=True, export=str(tmp_path / "model"))
+    small.run("ppo", tmp_path / "run", steps=2, save_state=True, export=str(tmp_path / "model"))
     folder = tmp_path / "run" / "checkpoints" / "step-000002"
     assert {path.name for path in (folder / "state").iterdir()} == {
         "optimizer.safetensors",

@@ -312,7 +312,7 @@ def test_defaults_that_depend_on_the_loss(small: Small, tmp_path: Path) -> None:
 
 
 def test_the_checkpoint_is_plain_and_the_adapter_can_be_kept(small: Small, tmp_path: Path) -> None:
-    small.run("prefer", tmp_path / "run", lora_rank=2, lora_save="adapter", save_optimizer=True, dtype="bf16")
+    small.run("prefer", tmp_path / "run", lora_rank=2, lora_save="adapter", save_state=True, dtype="bf16")
     folder = tmp_path / "run" / "checkpoints" / "step-000005"
     assert (folder / "adapter_model.safetensors").is_file()
     assert (folder / "state" / "optimizer.safetensors").is_file()

@@ -21,8 +21,8 @@ from train.test_ddp import numbers, torchrun
 COMMON: dict[str, Any] = {"tokens_per_microbatch": 40, "lr": 1e-4, "warmup": 0.0}
 HELD: dict[str, Any] = {"eval_share": 0.1, "batch_size": 6, "epochs": 0.84}
 JOBS: dict[str, tuple[str, dict[str, Any]]] = {
-    "zero3-sft": ("sft", {**HELD, "save_optimizer": True}),
-    "zero3-ppo": ("ppo", {"missing_end_penalty": 0.5, "save_optimizer": True, "eval_every": 2}),
+    "zero3-sft": ("sft", {**HELD, "save_state": True}),
+    "zero3-ppo": ("ppo", {"missing_end_penalty": 0.5, "save_state": True, "eval_every": 2}),
     "zero3-shared": ("ppo", {"backbone": "shared", "ema_decay": 0.9, "lora_rank": 2, "gradient_checkpointing": True}),
     "zero3-sampling": ("grpo", {"engine_weights": "sharded", "steps": 3}),
     "zero3-prefer": ("prefer", {**HELD, "use_weighting": True, "loss": ("dpo", "0.3*sft")}),

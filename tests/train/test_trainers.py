@@ -144,7 +144,7 @@ def test_the_reward_model_learns_what_is_easy(loss: str, small: Small, tmp_path:
 
 
 def test_eval_every_save_every_and_the_optimiser(small: Small, tmp_path: Path) -> None:
-    changes = {"eval_share": 0.2, "batch_size": 6, "eval_every": 2, "save_every": 2, "save_optimizer": True}
+    changes = {"eval_share": 0.2, "batch_size": 6, "eval_every": 2, "save_every": 2, "save_state": True}
     rows = small.run("sft", tmp_path / "run", **changes, export=str(tmp_path / "model"))
     assert [row["step"] for row in rows if "eval_loss" in row] == [2, 4, 5]
     assert steps_kept(tmp_path / "run") == [2, 4, 5]
@@ -157,7 +157,7 @@ def test_eval_every_save_every_and_the_optimiser(small: Small, tmp_path: Path) -
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))  # nothing half-written stays
 
 
-def test_without_save_optimizer_there_is_no_state(small: Small, tmp_path: Path) -> None:
+def test_without_save_state_there_is_no_state(small: Small, tmp_path: Path) -> None:
     """Contract item 11: `--need_optim_ckpt False` saved it all the same."""
     small.run("sft", tmp_path / "run")
     assert not (checkpoint(tmp_path / "run", 5) / "state").exists()

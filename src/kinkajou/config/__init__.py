@@ -9,6 +9,7 @@ from kinkajou.config.groups import (
     OptimConfig,
     RunConfig,
 )
+from kinkajou.config.keep import KeepConfig
 from kinkajou.config.parallel import STRATEGIES, STRATEGY_ALIASES, EngineConfig, ParallelConfig
 from kinkajou.config.preference import PreferConfig, PreferenceLossConfig
 from kinkajou.config.recipes import flat, read_recipe, to_toml, toml_value
@@ -61,6 +62,7 @@ __all__ = [
     "GRPONumerics",
     "JudgeConfig",
     "KLConfig",
+    "KeepConfig",
     "ModelConfig",
     "OptimConfig",
     "PPOAlgorithm",

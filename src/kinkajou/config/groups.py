@@ -127,10 +127,6 @@ class RunConfig:
     """Console line every N steps. `metrics.jsonl` has every step."""
     eval_every: int = 0
     """Evaluate every N steps; 0: only at the end."""
-    save_every: int = 0
-    """Checkpoint every N steps; 0: only at the end."""
-    save_optimizer: bool = False
-    """Also save the optimiser's state with each checkpoint, and a separate critic of PPO as `critic/`."""
     sample_every: int = 10
     """Write samples every N steps (PPO, GRPO)."""
     stop_on: tuple[str, ...] = ()
@@ -140,5 +136,5 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "log_every", "sample_every")
-        at_least(self, 0, "eval_every", "save_every", "seed")
+        at_least(self, 0, "eval_every", "seed")
         findings.check_names(self.stop_on)

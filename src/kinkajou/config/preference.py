@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from kinkajou.config.groups import DataConfig, ModelConfig, OptimConfig, RunConfig, at_least, require, within
+from kinkajou.config.keep import KeepConfig
 from kinkajou.config.parallel import ParallelConfig
 from kinkajou.errors import UserError, did_you_mean
 
@@ -199,6 +200,7 @@ class PreferConfig:
     method: PreferenceLossConfig = field(default_factory=PreferenceLossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    keep: KeepConfig = field(default_factory=KeepConfig)
     run: RunConfig = field(default_factory=RunConfig)
     epochs: float = 1
     """Passes over the records."""

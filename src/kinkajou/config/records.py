@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kinkajou.config.groups import DataConfig, ModelConfig, OptimConfig, RunConfig, at_least, require
+from kinkajou.config.keep import KeepConfig
 from kinkajou.config.parallel import ParallelConfig
 
 
@@ -13,6 +14,7 @@ class SFTConfig:
     source: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    keep: KeepConfig = field(default_factory=KeepConfig)
     run: RunConfig = field(default_factory=RunConfig)
     epochs: float = 3
     """Passes over the data."""
@@ -33,6 +35,7 @@ class RewardConfig:
     source: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    keep: KeepConfig = field(default_factory=KeepConfig)
     run: RunConfig = field(default_factory=RunConfig)
     epochs: float = 1
     """Passes over the pairs."""

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from kinkajou.config.dialects import FROM_TABLE, filled, grpo_row, known_dialect, ppo_row
 from kinkajou.config.groups import ModelConfig, OptimConfig, RunConfig, at_least, require, within
+from kinkajou.config.keep import KeepConfig
 from kinkajou.config.parallel import EngineConfig, ParallelConfig
 from kinkajou.config.rl_checks import check_adaptive, check_engine, check_judges, refuse_idle
 from kinkajou.errors import UserError
@@ -333,6 +334,7 @@ class PPOConfig:
     numerics: PPONumerics = field(default_factory=PPONumerics)
     optim: RLOptimConfig = field(default_factory=RLOptimConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    keep: KeepConfig = field(default_factory=KeepConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
@@ -360,6 +362,7 @@ class GRPOConfig:
     numerics: GRPONumerics = field(default_factory=GRPONumerics)
     optim: RLOptimConfig = field(default_factory=RLOptimConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    keep: KeepConfig = field(default_factory=KeepConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:

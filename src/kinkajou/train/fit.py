@@ -63,7 +63,7 @@ def fit(
         if evaluate and (run.due(run.settings.eval_every) or step == run.total):
             metrics |= evaluate()
         run.log(metrics)
-        if run.due(run.settings.save_every):
+        if run.due(run.keep.save_every):
             run.save(write)
     return run.finish(write)
 

@@ -124,7 +124,7 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
                 save(folder and folder / "ema")
         if isinstance(actor, ActorCritic):
             save_head(s.full(actor.head.weight), folder and folder / HEAD)
-        if cfg.run.save_optimizer:
+        if cfg.keep.save_state:
             save_optimizers({"optimizer": optimizer}, folder, s.full)
 
     return RLParts(
@@ -222,7 +222,7 @@ def load_critic(cfg: PPOConfig, parts: RLParts, s: Strategy) -> Critic | None:
     options = replace(setup.load_options(cfg.base, cfg.run.seed), family=None)
     model = load_scalar_model(source, parts.form.tokenizer, options)
     critic = Critic(s.wrap(model), adamw(model, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay))
-    if cfg.run.save_optimizer:
+    if cfg.keep.save_state:
 
         def write(folder: Path | None) -> None:
             save_optimizers({"critic_optimizer": critic.optimizer}, folder, s.full)

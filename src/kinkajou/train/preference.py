@@ -55,7 +55,7 @@ def train_preference(cfg: PreferConfig, inputs: Inputs[Pair | Judged]) -> Path:
     def write(folder: Path | None) -> None:
         weights = s.full_state(policy.module)
         save_model(policy, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save, weights=weights)
-        if cfg.run.save_optimizer:
+        if cfg.keep.save_state:
             save_optimizers({"optimizer": optimizer}, folder, s.full)
 
     return fit(

@@ -65,8 +65,9 @@ def profile(cfg: config.StageConfig, show: config.ProfileConfig, inputs: Any, ta
 
 def unobtrusive(cfg: Any, folder: Path, steps: int) -> Any:
     """The same stage in a folder that nobody keeps, long enough, without evaluations and checkpoints."""
-    run = dataclasses.replace(cfg.run, output=str(folder), export=None, save_every=0, stop_on=(), preflight="off")
-    cfg = dataclasses.replace(cfg, parallel=config.ParallelConfig())
+    run = dataclasses.replace(cfg.run, output=str(folder), export=None, stop_on=(), preflight="off")
+    alone = config.ParallelConfig()
+    cfg = dataclasses.replace(cfg, parallel=alone, keep=config.KeepConfig(save_state=False))
     if isinstance(cfg, config.PreferConfig):  # what its reference is asked for depends on how long the run is
         return dataclasses.replace(cfg, run=run, epochs=max(cfg.epochs, steps))
     return dataclasses.replace(cfg, run=run)

@@ -65,7 +65,7 @@ def train_reward(cfg: RewardConfig, inputs: Inputs[Pair]) -> Path:
     def write(folder: Path | None) -> None:
         weights = s.full_state(scorer.module)
         save_model(scorer, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save, weights=weights)
-        if cfg.run.save_optimizer:
+        if cfg.keep.save_state:
             save_optimizers({"optimizer": optimizer}, folder, s.full)
 
     def evaluate() -> dict[str, float]:

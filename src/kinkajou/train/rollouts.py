@@ -272,7 +272,7 @@ def end_step(
     if run.due(cfg.run.eval_every) or run.step == run.total:
         metrics |= examine(run, cfg, parts)
     run.log(metrics)
-    if run.due(cfg.run.save_every):
+    if run.due(cfg.keep.save_every):
         run.save(parts.write)
 
 

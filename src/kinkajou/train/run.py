@@ -48,6 +48,7 @@ class Run:
         self, stage: str, cfg: config.StageConfig, strategy: Strategy, *, total: int, shown: Sequence[str]
     ) -> None:
         self.watcher = WATCHER.get()
+        self.keep = cfg.keep
         self.settings, self.strategy, self.total = cfg.run, strategy, self.watcher.total(total)
         self.folder, self.step = Path(cfg.run.output), 0
         self.writes = strategy.main
@@ -193,7 +194,7 @@ class Run:
         return chosen
 
     def _keeps(self, step: int) -> bool:
-        return step > 0 and self.settings.save_every > 0 and step % self.settings.save_every == 0
+        return step > 0 and self.keep.save_every > 0 and step % self.keep.save_every == 0
 
     def _best_step(self) -> int | None:
         path = self.folder / "best.json"

@@ -52,7 +52,7 @@ def train_sft(cfg: SFTConfig, inputs: Inputs[Chat]) -> Path:
     def write(folder: Path | None) -> None:
         weights = s.full_state(policy.module)
         save_model(policy, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save, weights=weights)
-        if cfg.run.save_optimizer:
+        if cfg.keep.save_state:
             save_optimizers({"optimizer": optimizer}, folder, s.full)
 
     def evaluate() -> dict[str, float]:

@@ -1,7 +1,8 @@
 """A training run: its folder, step counter, metrics, samples, checkpoints and progress bar.
 
-The folder is the interface between all tools: `config.toml`, `metrics.jsonl`, `samples.jsonl`,
-`findings.jsonl`, `checkpoints/step-000120/` (a plain Hugging Face folder), `best.json`.
+The folder is the interface between all tools: `config.toml`, `metrics.jsonl` (what settings and seeds decide),
+`timing.jsonl` (what the clock says), `samples.jsonl`, `findings.jsonl`, `checkpoints/step-000120/` (a plain Hugging
+Face folder), `best.json`.
 """
 
 import json
@@ -29,7 +30,8 @@ from kinkajou.train.watch import WATCHER
 
 Writer = Callable[[Path | None], None]
 """Writes a checkpoint into a folder; called with None where this process only lends what it holds of the model."""
-WRITTEN = ("config.toml", "metrics.jsonl", "samples.jsonl", "findings.jsonl", "best.json", "report.html")
+LOGS = ("metrics.jsonl", "timing.jsonl", "samples.jsonl", "findings.jsonl")
+WRITTEN = ("config.toml", *LOGS, "best.json", "report.html")
 REFERENCE = "reference.safetensors"
 
 
@@ -105,18 +107,19 @@ class Run:
         self.watcher.tokens(phase, total)
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """One line of `metrics.jsonl`: the step, seconds since the start, tokens/s of each phase, the metrics.
+        """One line of `metrics.jsonl`, and one of `timing.jsonl`: seconds since the start, tokens/s of each phase.
 
-        Then they are diagnosed; a finding that `--stop_on` names ends the run with exit code 3.
+        Then the metrics are diagnosed; a finding that `--stop_on` names ends the run with exit code 3.
         """
         speeds = {
             f"{name}_tokens_per_s": tokens / max(self._phase_s[name], 1e-9)
             for name, tokens in self._phase_tokens.items()
         }
         self._phase_s, self._phase_tokens = {}, {}
-        row = {"step": self.step, "time_s": round(time.monotonic() - self.started, 3), **metrics, **speeds}
-        self._append("metrics.jsonl", row)
-        self.console.show(self.step, row)
+        # Timing first: whoever sees a step in metrics.jsonl finds its time.
+        self._append("timing.jsonl", {"step": self.step, "time_s": round(time.monotonic() - self.started, 3), **speeds})
+        self._append("metrics.jsonl", {"step": self.step, **metrics})
+        self.console.show(self.step, {**metrics, **speeds})
         found = self.diagnosis.observe(self.step, metrics)
         for finding in found:
             if finding.seen == 1:

@@ -1,0 +1,187 @@
+"""Kills: a run that dies by signal 9 at a named point, is started again, and must end as one that was left alone.
+
+The faults of a trial are those of its lives, one after another; the last life has none.  What is compared are all
+checkpoints that stayed, file by file, and the logs.
+"""
+
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.trials import forked
+from benchmarks.trials.compare import differing, digests
+from benchmarks.trials.world import OF_STAGE, VARIANTS, make_world, write_recipe
+
+KILLED = -9
+SAVE_SHARE = 0.48
+TWICE_EVERY = 6
+ONCE = ("run.start", "resume.read")
+"""Points that a process comes to once; to the second only if it goes on from a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    variant: str
+    faults: tuple[str, ...]
+
+
+@dataclass
+class Result:
+    variant: str
+    faults: list[str]
+    died: list[int]
+    """Exit codes of the lives that a fault should end."""
+    code: int
+    """Exit code of the last life."""
+    different: list[str]
+    resumed: bool
+    seconds: float
+    said: str = ""
+    """The last words of a trial that failed."""
+
+    @property
+    def whole(self) -> bool:
+        return self.code == 0 and not self.different
+
+
+@dataclass
+class Bench:
+    """A folder of the world and of the runs that were left alone, one of each variant."""
+
+    folder: Path
+    alone: dict[str, dict[str, str]] = field(default_factory=dict)
+    counts: dict[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @staticmethod
+    def make(folder: Path) -> "Bench":
+        forked.warm()
+        ended = forked.run(lambda: make_world(folder) or 0, folder / "world.log")
+        if ended.code:
+            raise RuntimeError(ended.said)
+        return Bench(folder)
+
+    def recipe(self, variant: str, output: Path, **more: Any) -> tuple[str, str]:
+        """Stage and recipe of a run in that folder."""
+        path = self.folder / f"{output.name}.toml"
+        write_recipe(path, self.folder, variant, output, **more)
+        return VARIANTS[variant].stage, str(path)
+
+    def left_alone(self, variant: str) -> dict[str, str]:
+        """What the run that nobody disturbs leaves; it also counts how often each point is reached."""
+        if variant not in self.alone:
+            output, seen = self.folder / f"{variant}-alone", self.folder / f"{variant}.points"
+            work = forked.command(*self.recipe(variant, output), seen=seen)
+            ended = forked.run(work, self.folder / "alone.log")
+            if ended.code:
+                raise RuntimeError(f"{variant}: exit {ended.code}\n{ended.said[-3000:]}")
+            self.alone[variant], self.counts[variant] = digests(output), forked.counts(seen)
+        return self.alone[variant]
+
+
+def variants_of(stage: str) -> list[str]:
+    return [name for name, variant in VARIANTS.items() if variant.stage == stage]
+
+
+def plan(bench: Bench, each: int, seed: int) -> list[Trial]:
+    """`each` trials of every stage: the points in turn, the moment by chance, the variants in turn."""
+    return [trial for stage in OF_STAGE for trial in plan_stage(bench, stage, each, random.Random(f"{seed}/{stage}"))]
+
+
+def plan_stage(bench: Bench, stage: str, each: int, dice: random.Random) -> list[Trial]:
+    variants = variants_of(stage)
+    for variant in variants:
+        bench.left_alone(variant)
+    seen = Counter[str]()
+    for variant in variants:
+        seen.update(bench.counts[variant])
+    saving = sorted(point for point in seen if point.startswith("save."))
+    others = sorted({*seen} - {*saving} | {"resume.read"})
+    saves = round(SAVE_SHARE * each)
+    points = [*turns(saving, saves, dice), *turns(others, each - saves, dice)]
+    found = []
+    for number, point in enumerate(points):
+        fitting = [name for name in variants if bench.counts[name].get(point) or point == "resume.read"]
+        variant = fitting[number % len(fitting)]
+        again = number % TWICE_EVERY == 0 and point != "resume.read"
+        found.append(Trial(variant, tuple(fault_of(bench, variant, point, dice, again))))
+    return found
+
+
+def turns(points: Sequence[str], number: int, dice: random.Random) -> list[str]:
+    """So many points, each as often as any other; those that are left over by chance."""
+    whole, left = divmod(number, len(points)) if points else (0, 0)
+    return [*points] * whole + dice.sample(points, left)
+
+
+def fault_of(bench: Bench, variant: str, point: str, dice: random.Random, again: bool) -> Iterator[str]:
+    counts = bench.counts[variant]
+    if point == "resume.read":  # the first life must come far enough to leave something to go on from
+        late = "update.after_step"
+        yield f"{late}:{dice.randint(1 + counts[late] // 2, counts[late])}:kill"
+        yield f"{point}:1:kill"
+        return
+    yield f"{point}:{dice.randint(1, counts[point])}:kill"
+    if again:
+        other = dice.choice([name for name in counts if name not in ONCE])
+        yield f"{other}:{dice.randint(1, max(1, counts[other] // 3))}:kill"
+
+
+def tried(bench: Bench, trial: Trial, number: int) -> Result:
+    """One trial in a folder of its own, which is deleted where nothing is wrong with it."""
+    wanted, output = bench.left_alone(trial.variant), bench.folder / f"trial-{number}"
+    shutil.rmtree(output, ignore_errors=True)
+    arguments, log = bench.recipe(trial.variant, output), bench.folder / f"trial-{number}.log"
+    began, died = time.monotonic(), []
+    for fault in trial.faults:
+        ended = forked.run(forked.command(*arguments, fault=fault), log)
+        died.append(ended.code)
+        if ended.code != KILLED:
+            break
+    if died[-1] == KILLED:
+        ended = forked.run(forked.command(*arguments), log)
+    different = differing(wanted, digests(output))
+    found = Result(
+        trial.variant,
+        list(trial.faults),
+        died,
+        ended.code,
+        different,
+        "goes on" in ended.said,
+        round(time.monotonic() - began, 2),
+    )
+    if found.whole:
+        shutil.rmtree(output)
+    else:
+        found.said = ended.said[-1500:]
+    return found
+
+
+def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Figures of a campaign: by stage and in all."""
+    deaths = [
+        (VARIANTS[row["variant"]].stage, fault.split(":")[0])
+        for row in results
+        for fault, code in zip(row["faults"], row["died"], strict=False)
+        if code == KILLED
+    ]
+    points = Counter(point for _, point in deaths)
+    return {
+        "trials": len(results),
+        "kills": len(deaths),
+        "by_stage": dict(Counter(stage for stage, _ in deaths)),
+        "inside_a_write": sum(point.startswith("save.") for _, point in deaths),
+        "resumed": sum(row["resumed"] for row in results),
+        "lost": sum(row["code"] != 0 for row in results),
+        "different": sum(row["code"] == 0 and bool(row["different"]) for row in results),
+        "not_killed": sum(row["died"][0] != KILLED for row in results),
+        "points": dict(sorted(points.items())),
+    }
+
+
+def as_row(result: Result) -> dict[str, Any]:
+    return asdict(result)

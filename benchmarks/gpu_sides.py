@@ -177,7 +177,7 @@ def ours(kind: str, folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         run=config.RunConfig(output=str(folder / "run"), preflight="off"),
     )
     STARTERS[kind](cfg)
-    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "run" / "timing.jsonl").read_text().splitlines()]
     ends = [row["time_s"] for row in rows if row["step"]]
     return {"seconds": [b - a for a, b in pairwise(ends)]}
 

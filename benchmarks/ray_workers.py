@@ -66,13 +66,17 @@ def write_prompts(folder: Path) -> dict[str, str]:
 
 
 def train(folder: Path, name: str, **changes: Any) -> list[dict[str, Any]]:
-    """A GRPO run; the rows of its metrics."""
+    """A GRPO run; the rows of its metrics, each with the seconds since the start."""
     flat = {**COMMON, **write_prompts(folder), "output": str(folder / name), **changes}
     groups = {item.name: item.default_factory for item in dataclasses.fields(GRPOConfig)}
     known = {group: {field.name for field in dataclasses.fields(make)} for group, make in groups.items()}
     cfg = GRPOConfig(**{g: groups[g](**{k: v for k, v in flat.items() if k in known[g]}) for g in groups})
     STARTERS["grpo"](cfg)
-    return [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+    metrics, timing = (
+        [json.loads(line) for line in (folder / name / file).read_text().splitlines()]
+        for file in ("metrics.jsonl", "timing.jsonl")
+    )
+    return [{**row, "time_s": clock["time_s"]} for row, clock in zip(metrics, timing, strict=True)]
 
 
 def same() -> dict[str, Any]:

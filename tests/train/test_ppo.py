@@ -14,15 +14,15 @@ from kinkajou.models.forward import LanguageModel
 from kinkajou.models.load import find_model
 from kinkajou.parallel.strategy import Single
 from kinkajou.train import inputs, parts, ppo, rollouts
-from small import Small, steps_kept, weights, write_rows
+from small import Small, metrics, steps_kept, weights, write_rows
 from tiny import save_source, tiny_tokenizer
 
 PENALTY = {"missing_end_penalty": 0.7}
 WANTED = {
     *("score", "reward", "kl_ref", "kl_old", "entropy", "clip_frac", "explained_variance", "first_ratio"),
     *("response_length", "ended", "lr", "critic_lr", "grad_norm", "critic_grad_norm"),
-    *("rollout_tokens_per_s", "score_tokens_per_s", "update_tokens_per_s"),
 }
+TIMED = {"step", "time_s", "rollout_tokens_per_s", "score_tokens_per_s", "update_tokens_per_s"}
 
 
 def samples(run: Path) -> list[dict[str, Any]]:
@@ -43,11 +43,17 @@ def run(small: Small, tmp_path: Path) -> list[dict[str, Any]]:
     return small.run("ppo", tmp_path / "run", steps=2, sample_every=1, kl_coef=0.4, **PENALTY)
 
 
-def test_every_number_that_users_asked_for(run: list[dict[str, Any]]) -> None:
+def test_every_number_that_users_asked_for(run: list[dict[str, Any]], tmp_path: Path) -> None:
     """Contract item 12: no metric told whether PPO worked."""
     for row in run:
         assert set(row) >= WANTED
         assert all(isinstance(row[name], float) for name in WANTED)
+        assert not TIMED & set(row) - {"step"}
+    timing = metrics(tmp_path / "run", "timing.jsonl")
+    assert [set(row) for row in timing] == [TIMED, TIMED]
+    assert [row["step"] for row in timing] == [1, 2]
+    assert all(row[name] > 0 for row in timing for name in TIMED)
+    assert timing[0]["time_s"] < timing[1]["time_s"]
 
 
 def test_reward_is_score_less_penalty_less_kl(run: list[dict[str, Any]]) -> None:

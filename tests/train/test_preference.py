@@ -17,7 +17,7 @@ from kinkajou.errors import UserError
 from kinkajou.models.load import load_language_model
 from kinkajou.train.preference_rows import cut_to_fit, encode_compared, encode_judged
 from kinkajou.train.preference_tasks import mismatched
-from small import Small, nearly, untimed, weights, write_rows
+from small import Small, nearly, weights, write_rows
 
 ANY = {"warmup": 0.0, "eval_share": 0.1, "batch_size": 6}
 
@@ -94,7 +94,7 @@ def test_orpo_counts_the_prompt_in_its_likelihood_and_not_in_its_odds(small: Sma
 def test_micro_batches_and_checkpointing_change_no_number(changes: Any, small: Small, tmp_path: Path) -> None:
     want = small.run("prefer", tmp_path / "one", **ANY, **{**changes, "gradient_checkpointing": False})
     got = small.run("prefer", tmp_path / "two", **ANY, **changes, tokens_per_microbatch=30)
-    assert untimed(got) == nearly(want)
+    assert got == nearly(want)
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "aot", "orpo", "cpo"])
@@ -104,7 +104,7 @@ def test_the_order_of_a_batch_changes_no_number(loss: str, small: Small, tmp_pat
     turned.write_text("".join(reversed(Path(small.pairs).read_text().splitlines(keepends=True))))
     own = {"loss": (loss,), "batch_size": 40, "epochs": 3, "warmup": 0.0}
     want = small.run("prefer", tmp_path / "one", **own)
-    assert untimed(small.run("prefer", tmp_path / "two", **own, data=str(turned))) == nearly(want)
+    assert small.run("prefer", tmp_path / "two", **own, data=str(turned)) == nearly(want)
 
 
 # --- it learns --------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def test_kto_of_pairs_and_of_their_halves_is_the_same(small: Small, tmp_path: Pa
     own = {"loss": ("kto",), "batch_size": 6, "warmup": 0.0}
     paired = small.run("prefer", tmp_path / "one", data=write_rows(tmp_path / "pairs.jsonl", easy(tmp_path)), **own)
     single = small.run("prefer", tmp_path / "two", data=write_rows(tmp_path / "halves.jsonl", halves), **own)
-    assert untimed(single) == untimed(paired)
+    assert single == paired
     assert len(single) == 10
     assert paired[0]["loss"] == pytest.approx(0.5, abs=1e-6)
     assert paired[0]["kl"] == 0

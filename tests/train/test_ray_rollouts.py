@@ -18,7 +18,7 @@ from kinkajou.engine.pool_engine import PoolEngine
 from kinkajou.errors import UserError
 from kinkajou.train import engines, grpo, ppo
 from rl import causal, close, rows_of, token_logps, watch
-from small import Small, metrics, nearly, untimed, weights
+from small import Small, metrics, nearly, weights
 
 TRAINERS: dict[str, ModuleType] = {"ppo": ppo, "grpo": grpo}
 RAY = {"rollout": "ray", "workers": 2}
@@ -36,7 +36,7 @@ def crew(monkeypatch: pytest.MonkeyPatch) -> Crew:
 
 
 def same_run(one: Path, other: Path) -> None:
-    assert untimed(metrics(one)) == nearly(metrics(other))
+    assert metrics(one) == nearly(metrics(other))
     last = metrics(one)[-1]["step"]
     for name, tensor in weights(one, last).items():
         torch.testing.assert_close(weights(other, last)[name], tensor, atol=2e-5, rtol=0)
@@ -99,7 +99,7 @@ def test_answers_of_earlier_weights(
         assert (far > 0.05) == (n > 1)
     assert all("engine_gap" not in row and row["first_gap"] < 1e-5 for row in rows)
     again = small.run(stage, tmp_path / "again", save_every=1, max_staleness=behind, **RAY)
-    assert untimed(again) == nearly(rows)
+    assert again == nearly(rows)
 
 
 @pytest.mark.parametrize(

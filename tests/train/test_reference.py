@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from kinkajou.errors import UserError
-from small import Small, nearly, untimed
+from small import Small, nearly
 from tiny import save_source, tiny_tokenizer
 
 ANY = {"warmup": 0.0, "eval_share": 0.1, "batch_size": 6}
@@ -28,7 +28,7 @@ def test_the_kept_reference_is_used_again(small: Small, tmp_path: Path, capsys: 
     want = small.run("prefer", run, **ANY)
     key, logp = kept(run)
     capsys.readouterr()
-    assert untimed(small.run("prefer", run, **ANY, overwrite=True)) == untimed(want)
+    assert small.run("prefer", run, **ANY, overwrite=True) == want
     assert "log-probabilities of 80 answers from" in capsys.readouterr().out
     # What is in the file is what counts: with other numbers under the same key, the loss is another.
     save_file({"logp": logp - torch.arange(80.0) % 2}, run / "reference.safetensors", metadata={"key": key})
@@ -63,7 +63,7 @@ def test_lora_without_its_adapters_is_the_reference(small: Small, tmp_path: Path
     own = {**ANY, "lora_rank": 2, "lr": 1e-2}
     want = small.run("prefer", tmp_path / "one", **own)
     got = small.run("prefer", tmp_path / "two", **own, reference=small.policy)
-    assert untimed(got) == nearly(want)
+    assert got == nearly(want)
     assert kept(tmp_path / "one")[0] == kept(tmp_path / "two")[0]
     assert want[-1]["margin"] != 0
 

@@ -87,7 +87,15 @@ def test_names_are_checked_before_anything_is_read(small: Small, tmp_path: Path)
 
 
 def test_what_a_new_run_clears(tmp_path: Path) -> None:
-    own = ["config.toml", "metrics.jsonl", "samples.jsonl", "findings.jsonl", "best.json", "report.html"]
+    own = [
+        "config.toml",
+        "metrics.jsonl",
+        "timing.jsonl",
+        "samples.jsonl",
+        "findings.jsonl",
+        "best.json",
+        "report.html",
+    ]
     own += ["unscored-000003-0.jsonl", "reference.safetensors"]
     for name in [*own, "notes.txt"]:
         (tmp_path / name).write_text("")

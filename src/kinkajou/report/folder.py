@@ -111,7 +111,10 @@ def read_stage(folder: Path) -> Stage:
     """One run folder. Only metrics.jsonl must be there."""
     config, notes = _read_config(folder / "config.toml")
     best, best_notes = _read_json(folder / "best.json")
-    rows, row_notes = _read_metrics(folder / "metrics.jsonl")
+    rows, row_notes = _read_rows(folder / "metrics.jsonl")
+    timing, timing_notes = _read_rows(folder / "timing.jsonl", repeats=True)
+    for step in rows.keys() & timing.keys():
+        rows[step].update(timing[step])
     samples, sample_notes = _read_samples(folder / "samples.jsonl")
     findings, finding_notes = _read_findings(folder / "findings.jsonl")
     series: dict[str, Points] = {}
@@ -133,7 +136,7 @@ def read_stage(folder: Path) -> Stage:
         samples=samples,
         best=best,
         findings=findings,
-        notes=notes + best_notes + row_notes + sample_notes + finding_notes,
+        notes=notes + best_notes + row_notes + timing_notes + sample_notes + finding_notes,
     )
 
 
@@ -170,22 +173,33 @@ def _skipped(count: int, file: str) -> list[str]:
     return [f"{lines} of {file} could not be read and {'was' if count == 1 else 'were'} skipped."]
 
 
-def _read_metrics(path: Path) -> tuple[dict[int, dict[str, float | None]], list[str]]:
+def _read_rows(path: Path, *, repeats: bool = False) -> tuple[dict[int, dict[str, float | None]], list[str]]:
+    """The numbers of each step.  Where the clock starts again, `time_s` goes on from the last step that counts.
+
+    `repeats` says that a step further back is always one that is done again; otherwise the clock must say so too.
+    """
     rows: dict[int, dict[str, float | None]] = {}
-    skipped, last_step, last_time, rewound = 0, 0, 0.0, 0
-    for line in _objects(path):
+    skipped, last_step, clock, elapsed, before, rewound = 0, 0, 0.0, 0.0, 0.0, 0
+    for line in _objects(path) if path.is_file() else []:
         if line is None:
             skipped += 1
             continue
-        step, time_s = int(line.pop("step")), number(line.get("time_s")) or 0.0
-        if step < last_step and time_s < last_time:
+        step, time_s = int(line.pop("step")), number(line.pop("time_s", None))
+        back = time_s is not None and time_s < clock
+        if step < last_step and (back or repeats):
             # A run resumed from a checkpoint: what came after the checkpoint is being done again.
             rewound += 1
             rows = {old: row for old, row in rows.items() if old < step}
-        last_step, last_time = step, time_s
+            elapsed = max((row.get("time_s") or 0.0 for row in rows.values()), default=0.0)
         values = {key: number(value) for key, value in line.items() if _plottable(value)}
+        if time_s is not None:
+            if back and before + time_s < elapsed:
+                before = elapsed
+            clock, elapsed = time_s, before + time_s
+            values["time_s"] = elapsed
+        last_step = step
         rows.setdefault(step, {}).update(values)
-    notes = _skipped(skipped, "metrics.jsonl")
+    notes = _skipped(skipped, path.name)
     if rewound:
         times = "once" if rewound == 1 else f"{rewound} times"
         notes.append(f"Resumed {times}: steps that were run again show their last numbers.")

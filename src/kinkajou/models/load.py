@@ -1,8 +1,9 @@
 """Models from folders, hub ids and presets; every load is checked before it is used."""
 
+import copy
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -270,30 +271,47 @@ def check_forward(model: PackedModel) -> None:
 def save_model(
     model: PackedModel,
     tokenizer: PreTrainedTokenizerBase,
-    folder: Path | None,
+    folder: Path,
     *,
     end_ids: Iterable[int] = (),
     lora: adapters.Save = "merged",
-    weights: dict[str, Tensor] | None = None,
 ) -> None:
     """A plain Hugging Face folder: safetensors, config, tokenizer with template, generation settings.
 
-    `end_ids` are all tokens that end an answer; other programs stop at them too.  `weights` are the module's own by
-    name, where it holds shards alone (`Strategy.full_state`); a folder of None writes nothing.
+    `end_ids` are all tokens that end an answer; other programs stop at them too.
     """
-    if folder is None:
-        return
-    if lora == "merged" and weights is not None:
-        # A shell of float32: the model itself holds shards, and of another type where they are frozen.
-        with torch.device("meta"):
-            module = type(model.inner)(model.inner.config)
-        weights = adapters.merged_weights(model.module, weights)
-    else:
-        module = model.module if lora == "adapter" else adapters.merged(model.module)
-    inner = cast(Any, module)
+    weights = dict(model.module.state_dict())
+    model_files(model, tokenizer, end_ids=end_ids, lora=lora, weights=weights)(folder)
+
+
+def model_files(
+    model: PackedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    end_ids: Iterable[int],
+    lora: adapters.Save,
+    weights: Mapping[str, Tensor] | None,
+) -> Callable[[Path], None]:
+    """What writes the folder of `save_model` with these weights, the module's own by name, whatever it holds by then.
+
+    None for the weights where this process writes nothing.
+    """
+    inner = model.inner
     if lora == "merged" and isinstance(model, LanguageModel) and inner.generation_config is not None:
         inner.generation_config.eos_token_id = sorted({int(tokenizer.eos_token_id), *end_ids})
         inner.generation_config.pad_token_id = tokenizer.pad_token_id
     inner.config.pad_token_id = tokenizer.pad_token_id
-    adapters.save_adapted(module, str(folder), weights)
-    tokenizer.save_pretrained(str(folder))
+    settings = copy.deepcopy(inner.generation_config)
+
+    def write(folder: Path) -> None:
+        assert weights is not None
+        if lora == "merged":
+            with torch.device("meta"):
+                shell: Any = type(inner)(inner.config)
+            shell.generation_config = settings
+            adapters.save_adapted(shell, str(folder), adapters.merged_weights(model.module, dict(weights)))
+        else:
+            adapters.save_adapted(model.module, str(folder), dict(weights))
+        tokenizer.save_pretrained(str(folder))
+
+    return write

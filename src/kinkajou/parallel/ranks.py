@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kinkajou.errors import UserError
 from kinkajou.parallel.launch import join
-from kinkajou.parallel.strategy import Single
+from kinkajou.parallel.strategy import Single, T
 
 
 class Ranks(Single):
@@ -24,7 +24,7 @@ class Ranks(Single):
             self.device = torch.device("cpu")
         else:
             self.device = join(interface=interface, start_timeout_s=start_timeout_s)
-        everyone = dist.get_world_size()
+        everyone = self.processes = dist.get_world_size()
         if everyone % tp:
             raise UserError(
                 "the processes cannot be grouped for tensor parallel",
@@ -53,6 +53,16 @@ class Ranks(Single):
         parts: list[Sequence[object]] = [()] * self.world
         dist.all_gather_object(parts, list(rows), group=self.group)
         return [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
+
+    def agree(self, votes: Sequence[float]) -> list[float]:
+        sums = torch.tensor([float(x) for x in votes], device=self.device)
+        dist.all_reduce(sums)
+        return cast("list[float]", sums.tolist())
+
+    def told(self, x: T) -> T:
+        held = [x]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
 
     def barrier(self) -> None:
         dist.barrier()

@@ -164,10 +164,10 @@ class Sharded(Ranks):
         for name, x in model.state_dict(keep_vars=True).items():
             if id(x) not in seen:
                 whole = self.full(x.detach())
-                seen[id(x)] = whole.cpu() if self.main else whole.new_empty(0)
+                seen[id(x)] = whole.to("cpu", copy=x.requires_grad) if self.main else whole.new_empty(0)
             if self.main:
                 found[name] = seen[id(x)]
-        return found
+        return found if self.main else None
 
 
 def own_part(x: Tensor) -> Tensor:

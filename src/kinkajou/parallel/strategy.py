@@ -1,18 +1,26 @@
 """Strategies: how parameters, gradients and optimiser state lie over ranks.  Trainers know only the protocol."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kinkajou.errors import UserError
+
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 
 
 class Strategy(Protocol):
     rank: int
     world: int
     """Processes that have data of their own, and which of them this is."""
+    processes: int
+    """All of them, those of tensor parallel included."""
     main: bool
     """Whether this process speaks and writes for all."""
     device: torch.device
@@ -55,7 +63,18 @@ class Strategy(Protocol):
         ...
 
     def full_state(self, model: nn.Module) -> dict[str, Tensor] | None:
-        """The state dict whole in the main process's memory, nothing elsewhere; None where the model has it already."""
+        """The state dict whole in the main process's memory, as it is now; None elsewhere."""
+        ...
+
+    def saver(self, tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
+        """Copies what this process has to write of them; what is returned writes it, on any thread, by itself.
+
+        Whole tensors go to `PATH.safetensors`, shards to one file of each process.
+        """
+        ...
+
+    def fill(self, tensors: Mapping[str, Tensor], files: Sequence[Path]) -> None:
+        """Reads these tensors, which may be shards, from files that together hold each of them."""
         ...
 
     def all_sum(self, x: Tensor) -> Tensor: ...
@@ -68,6 +87,14 @@ class Strategy(Protocol):
         """The ranks' lists joined, rank by rank: rank r holds rows r, r + world, ... of the whole."""
         ...
 
+    def agree(self, votes: Sequence[float]) -> list[float]:
+        """The sums of all processes' votes, those of tensor parallel included."""
+        ...
+
+    def told(self, x: T) -> T:
+        """What the main process has, in all processes."""
+        ...
+
     def barrier(self) -> None: ...
 
     def close(self) -> None: ...
@@ -76,7 +103,7 @@ class Strategy(Protocol):
 class Single:
     """One process."""
 
-    rank, world, main, sharded = 0, 1, True, False
+    rank, world, processes, main, sharded = 0, 1, 1, True, False
 
     def __init__(self) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -109,7 +136,29 @@ class Single:
         return x
 
     def full_state(self, model: nn.Module) -> dict[str, Tensor] | None:
-        return None
+        if not self.main:
+            return None
+        trained = {id(x): x.detach().to("cpu", copy=True) for x in model.parameters() if x.requires_grad}
+        return {name: trained.get(id(x), x.detach()) for name, x in model.state_dict(keep_vars=True).items()}
+
+    def saver(self, tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
+        copies = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items() if self.main}
+
+        def write(path: Path) -> None:
+            if self.main:
+                save_file(copies, path.with_name(f"{path.name}.safetensors"))
+
+        return write
+
+    @torch.no_grad()
+    def fill(self, tensors: Mapping[str, Tensor], files: Sequence[Path]) -> None:
+        left = dict(tensors)
+        for path in files:
+            with safe_open(path, framework="pt") as file:
+                for name in left.keys() & set(file.keys()):
+                    left.pop(name).copy_(file.get_tensor(name))
+        if left:
+            raise UserError(f"{sorted(left)[0]} is in none of the files", evidence=str(files), exit_code=4)
 
     def all_sum(self, x: Tensor) -> Tensor:
         return x
@@ -119,6 +168,12 @@ class Single:
 
     def gather(self, rows: Sequence[object]) -> list[object]:
         return list(rows)
+
+    def agree(self, votes: Sequence[float]) -> list[float]:
+        return [float(x) for x in votes]
+
+    def told(self, x: T) -> T:
+        return x
 
     def barrier(self) -> None:
         return None

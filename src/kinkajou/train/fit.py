@@ -12,10 +12,15 @@ from torch.optim import Optimizer
 
 from kinkajou.algos.losses import Loss
 from kinkajou.batch import TokenBatch
-from kinkajou.config import OptimConfig
+from kinkajou.config import OptimConfig, PreferConfig, RewardConfig, SFTConfig
+from kinkajou.data.chat import ChatFormat
 from kinkajou.data.loader import Shuffle, share
+from kinkajou.models.forward import PackedModel
+from kinkajou.models.load import find_model
+from kinkajou.train.identity import digest_of_format, digest_of_model
+from kinkajou.train.kept import Kept, ModelFolder, OptimizerState, RandomState
 from kinkajou.train.optim import lr_at, set_lr
-from kinkajou.train.run import Run, Writer
+from kinkajou.train.run import Run
 from kinkajou.train.update import Objective, update
 
 
@@ -29,19 +34,18 @@ def fit(
     collate: Callable[[Sequence[int]], TokenBatch],
     loss_fn: Callable[[nn.Module, Any, Tensor], Loss],
     evaluate: Callable[[], dict[str, float]] | None,
-    write: Writer,
     prepare: Callable[[int, Any], TokenBatch] | None = None,
 ) -> Path:
     """One `update` for each of the run's steps.  `collate` turns row numbers into a batch on the device.
 
     `prepare(step, batch)`, steps from 0, adds what needs the whole batch before any of it is trained on.
     """
-    s, run.writer = run.strategy, write
+    s = run.strategy
 
     def batch_of(step: int) -> TokenBatch:
         return collate(share(order.batch(step - 1), rank=s.rank, world=s.world))
 
-    batches = made_ahead(batch_of, range(1, run.total + 1), s.device)
+    batches = made_ahead(batch_of, range(run.behind + 1, run.total + 1), s.device)
     for step in run.steps():
         lr = lr_at(step - 1, run.total, peak=optim.lr, warmup=optim.warmup, schedule=optim.schedule)
         set_lr(optimizer, lr)
@@ -62,10 +66,27 @@ def fit(
         metrics |= {"lr": lr, "epoch": step / order.batches_per_epoch}
         if evaluate and (run.due(run.settings.eval_every) or step == run.total):
             metrics |= evaluate()
-        run.log(metrics)
-        if run.due(run.keep.save_every):
-            run.save(write)
-    return run.finish(write)
+        run.end_step(metrics)
+    return run.finish()
+
+
+def kept_of_fit(
+    cfg: SFTConfig | RewardConfig | PreferConfig,
+    model: PackedModel,
+    optimizer: Optimizer,
+    form: ChatFormat,
+    **records: str,
+) -> Kept:
+    """What training on records keeps; `records` are digests of what it reads."""
+    source = find_model(cfg.base.model)
+    return Kept(
+        items=[
+            ModelFolder("policy", "", model, form, lora=cfg.base.lora_save),
+            OptimizerState("optimizer", optimizer, model),
+            RandomState(),
+        ],
+        made_from={"model": digest_of_model(source), "tokenizer": digest_of_format(form), **records},
+    )
 
 
 def made_ahead(make: Callable[[int], TokenBatch], steps: Iterable[int], device: torch.device) -> Iterator[TokenBatch]:

@@ -26,14 +26,16 @@ from kinkajou.train.parts import RLParts, check_divisible, load_parts
 from kinkajou.train.policy import correction, kl_term, old_logps, policy_loss, sample_metrics, set_rate, summarised
 from kinkajou.train.rollouts import (
     Sampled,
+    before_steps,
+    count_updates,
     end_step,
-    examine,
     joined,
     mean_over_samples,
     minibatches,
     sample_groups,
     shaped,
 )
+from kinkajou.train.round import Round
 from kinkajou.train.run import Run
 from kinkajou.train.update import Objective, in_parts, update
 
@@ -46,24 +48,29 @@ def train_grpo(cfg: GRPOConfig, inputs: RLInputs) -> Path:
     samples = cfg.rollout.prompts_per_step * cfg.algo.group_size
     check_divisible(cfg, samples, s)
     parts = load_parts(cfg, inputs, s)
-    run = Run("grpo", cfg, s, total=cfg.algo.steps, shown=SHOWN)
-    run.writer = parts.write
+    run = Run("grpo", cfg, s, total=cfg.algo.steps, shown=SHOWN, kept=parts.kept)
     with closing(parts.engine):
         parts.engine.load(parts.weights(s, frozen=True))
-        examine(run, cfg, parts)
+        before_steps(run, cfg, parts)
         for step in run.steps():
-            metrics = {"lr": set_rate(cfg, parts, step, cfg.optim.lr, parts.optimizer)}
-            with run.phase("rollout"):
-                sampled = sample_groups(run, cfg, parts)
-            run.count_tokens("rollout", sampled.rollout.mask)
-            with run.phase("score"):
-                batch, found = score(cfg, parts, sampled, s)
-            run.count_tokens("score", sampled.rollout.lengths)
+            rate = {"lr": set_rate(cfg, parts, step, cfg.optim.lr, parts.optimizer)}
+            round = run.taken_up(GRPOBatch) or collect(run, cfg, parts)
             with run.phase("update"):
-                metrics |= improve(cfg, parts, joined(batch, s, cfg.algo.group_size), step, s) | found
-            run.count_tokens("update", sampled.rollout.lengths * cfg.algo.epochs)
-            end_step(run, cfg, parts, sampled, metrics, samples=samples)
-        return run.finish(parts.write)
+                improved = improve(run, cfg, parts, round)
+            count_updates(run, cfg, round)
+            end_step(run, cfg, parts, round, {**rate, **improved, **round.metrics}, samples=samples)
+        return run.finish()
+
+
+def collect(run: Run, cfg: GRPOConfig, parts: RLParts) -> Round[GRPOBatch]:
+    """Samples and scores a step's answers, those of all ranks."""
+    with run.phase("rollout"):
+        sampled = sample_groups(run, cfg, parts)
+    run.count_tokens("rollout", sampled.rollout.mask)
+    with run.phase("score"):
+        batch, found = score(cfg, parts, sampled, run.strategy)
+    run.count_tokens("score", sampled.rollout.lengths)
+    return Round(joined(batch, run.strategy, cfg.algo.group_size), found, sampled.samples)
 
 
 def score(cfg: GRPOConfig, parts: RLParts, sampled: Sampled, s: Strategy) -> tuple[GRPOBatch, dict[str, float]]:
@@ -100,12 +107,12 @@ def loss_of(cfg: GRPOConfig, parts: RLParts) -> Callable[[nn.Module, GRPOBatch, 
     return loss
 
 
-def improve(cfg: GRPOConfig, parts: RLParts, batch: GRPOBatch, step: int, s: Strategy) -> dict[str, float]:
+def improve(run: Run, cfg: GRPOConfig, parts: RLParts, round: Round[GRPOBatch]) -> dict[str, float]:
     """Epochs over shuffled minibatches of all ranks' rollouts; means of what `update` reports."""
-    loss = loss_of(cfg, parts)
-    history: list[dict[str, float]] = []
-    for rows in minibatches(cfg, len(batch), step):
+    loss, batch, s = loss_of(cfg, parts), round.batch, run.strategy
+    for _, rows in round.left(minibatches(cfg, len(batch), run.step)):
         if not batch.mask[rows].any():  # `mask_truncated` may leave nothing to learn from
+            round.done += 1
             continue
         mine = batch.select(torch.tensor(share(rows, rank=s.rank, world=s.world)))
         found = update(
@@ -118,7 +125,6 @@ def improve(cfg: GRPOConfig, parts: RLParts, batch: GRPOBatch, step: int, s: Str
         )
         if parts.average:
             parts.average.follow()
-        history.append(found)
-        if cfg.algo.stop_kl and found["kl_old"] > cfg.algo.stop_kl:
-            break
-    return summarised(history, stale=cfg.engine.max_staleness > 0)
+        round.updated(found, last=bool(cfg.algo.stop_kl) and found["kl_old"] > cfg.algo.stop_kl)
+        run.pause(round)
+    return summarised(round.history, stale=cfg.engine.max_staleness > 0)

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,20 +23,22 @@ from kinkajou.models.adapters import base_weights
 from kinkajou.models.backbone import BackboneScorer, shares_backbone
 from kinkajou.models.forward import ActorCritic, LanguageModel, ScalarModel, TokenScores
 from kinkajou.models.heads import scalar_head
-from kinkajou.models.load import LoadOptions, find_model, load_language_model, load_scalar_model, save_model
+from kinkajou.models.load import LoadOptions, find_model, load_language_model, load_scalar_model
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.rewards.judges import Judge
 from kinkajou.rewards.load import load_judge, parse_specs, reward_model_folder
 from kinkajou.train import planned, preflight, setup
 from kinkajou.train.averages import MovingAverage
 from kinkajou.train.engines import make_engine, sampled_from
+from kinkajou.train.identity import digest_of, digest_of_format, digest_of_model
 from kinkajou.train.inputs import RLInputs
-from kinkajou.train.optim import adamw, save_optimizers
+from kinkajou.train.kept import STATE, Kept, ModelFolder, OptimizerState, RandomState, Weights
+from kinkajou.train.optim import adamw
 from kinkajou.train.plan_job import needs_reference
 from kinkajou.train.sft import collate
-from kinkajou.train.state import RLState, save_state
+from kinkajou.train.state import RLState
 
-HEAD = Path("state") / "critic.safetensors"
+HEAD = "critic_head"
 Reference = Callable[[TokenBatch], Tensor]
 """This rank's rows -> log-probabilities under the reference, (b, t)."""
 
@@ -65,12 +67,7 @@ class RLParts:
     order: Shuffle
     average: MovingAverage | None
     state: RLState
-    writers: list[Callable[[Path | None], None]]
-
-    def write(self, folder: Path | None) -> None:
-        """A checkpoint: the policy as a plain Hugging Face folder, and what else the trainers keep."""
-        for writer in self.writers:
-            writer(folder)
+    kept: Kept
 
     def weights(self, s: Strategy, *, frozen: bool = False) -> Iterable[tuple[str, Tensor]]:
         """The policy's trained parameters by the names that the engine knows; before the first step also the others."""
@@ -103,7 +100,7 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
     engine_model = sampled_from(cfg, language, s)
     policy = s.wrap(actor)
     optimizer = adamw(actor, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
-    average = MovingAverage(language, cfg.algo.ema_decay) if cfg.algo.ema_decay else None
+    average = MovingAverage(language.module, cfg.algo.ema_decay) if cfg.algo.ema_decay else None
     state = RLState.at_start(cfg, source, say)
 
     if s.device.type == "cpu" and (reason := native.missing()):
@@ -111,21 +108,19 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
     judge = judge_of(cfg, cfg.judge.reward, form, s, ready)
     preflight.before_run(cfg, form, inputs, preflight.uncounted(task.tokens for task in tasks), say=say, judge=judge)
 
-    def save(folder: Path | None) -> None:
-        weights = s.full_state(language.module)
-        save_model(language, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save, weights=weights)
-
-    def write(folder: Path | None) -> None:
-        save(folder)
-        if folder:
-            save_state(state, folder)
-        if average:
-            with average.in_place():
-                save(folder and folder / "ema")
-        if isinstance(actor, ActorCritic):
-            save_head(s.full(actor.head.weight), folder and folder / HEAD)
-        if cfg.keep.save_state:
-            save_optimizers({"optimizer": optimizer}, folder, s.full)
+    kept = Kept(
+        [
+            ModelFolder("policy", "", language, form, lora=cfg.base.lora_save),
+            OptimizerState("optimizer", optimizer, actor),
+            RandomState(),
+        ],
+        numbers={"rl": state},
+        made_from=sources_of(cfg, source, state, form) | {"prompts": digest_of(tasks, held_out, inputs.ptx)},
+    )
+    if average:
+        kept.items.append(ModelFolder("ema", "ema", language, form, lora=cfg.base.lora_save, average=average))
+    if isinstance(actor, ActorCritic):
+        kept.items.append(Weights(HEAD, {"score.weight": actor.head.weight}))
 
     return RLParts(
         form=form,
@@ -142,7 +137,7 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
         order=order,
         average=average,
         state=state,
-        writers=[write],
+        kept=kept,
     )
 
 
@@ -151,7 +146,7 @@ def with_critic(cfg: RLConfig, language: LanguageModel, source: str) -> Language
     if not (isinstance(cfg, PPOConfig) and cfg.algo.backbone == "shared"):
         return language
     actor = ActorCritic(language, scalar_head(language.width, seed=cfg.run.seed))
-    load_head(actor, Path(source) / HEAD)
+    load_head(actor, Path(source) / STATE / f"{HEAD}.safetensors")
     return actor
 
 
@@ -222,15 +217,24 @@ def load_critic(cfg: PPOConfig, parts: RLParts, s: Strategy) -> Critic | None:
     options = replace(setup.load_options(cfg.base, cfg.run.seed), family=None)
     model = load_scalar_model(source, parts.form.tokenizer, options)
     critic = Critic(s.wrap(model), adamw(model, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay))
-    if cfg.keep.save_state:
-
-        def write(folder: Path | None) -> None:
-            save_optimizers({"critic_optimizer": critic.optimizer}, folder, s.full)
-            weights = s.full_state(model.module)
-            save_model(model, parts.form.tokenizer, folder and folder / "critic", weights=weights)
-
-        parts.writers.append(write)
+    parts.kept.items += [
+        ModelFolder("critic", "critic", model, parts.form),
+        OptimizerState("critic_optimizer", critic.optimizer, model),
+    ]
+    parts.kept.made_from["critic"] = digest_of_model(source)
     return critic
+
+
+def sources_of(cfg: RLConfig, source: str, state: RLState, form: ChatFormat) -> dict[str, str]:
+    """Digests of the models that decide the run."""
+    judges = parse_specs((*cfg.judge.reward, *filter(None, [cfg.judge.gold])))
+    folders = [f for spec in judges if spec.kind in ("model", "ensemble") for f in spec.body.split(",")]
+    return {
+        "model": digest_of_model(source),
+        "tokenizer": digest_of_format(form),
+        "reference": digest_of_model(state.reference) if needs_reference(cfg) else "",
+        "reward_models": " ".join(digest_of_model(find_model(folder)) for folder in folders),
+    }
 
 
 def load_head(actor: ActorCritic, path: Path) -> None:
@@ -238,12 +242,6 @@ def load_head(actor: ActorCritic, path: Path) -> None:
     if path.is_file():
         with torch.no_grad():
             actor.head.weight.copy_(load_file(path)["score.weight"])
-
-
-def save_head(weight: Tensor, path: Path | None) -> None:
-    if path:
-        path.parent.mkdir(exist_ok=True)
-        save_file({"score.weight": weight.detach().contiguous()}, path)
 
 
 def encode_prompts(cfg: RLConfig, prompts: Sequence[Prompt], form: ChatFormat, say: setup.Say) -> list[Task]:

@@ -24,7 +24,17 @@ from kinkajou.train.estimates import ppo_estimates, value_targets
 from kinkajou.train.inputs import RLInputs
 from kinkajou.train.parts import Critic, RLParts, check_divisible, load_critic, load_parts, ptx_batches
 from kinkajou.train.policy import correction, kl_term, old_logps, policy_loss, sample_metrics, set_rate, summarised
-from kinkajou.train.rollouts import Sampled, end_step, examine, joined, minibatches, sample_prompts, shaped
+from kinkajou.train.rollouts import (
+    Sampled,
+    before_steps,
+    count_updates,
+    end_step,
+    joined,
+    minibatches,
+    sample_prompts,
+    shaped,
+)
+from kinkajou.train.round import Round
 from kinkajou.train.run import Run
 from kinkajou.train.sft import token_loss
 from kinkajou.train.update import Objective, in_parts, update
@@ -40,24 +50,30 @@ def train_ppo(cfg: PPOConfig, inputs: RLInputs) -> Path:
     check_divisible(cfg, cfg.rollout.prompts_per_step, s)
     parts = load_parts(cfg, inputs, s)
     critic, ptx = load_critic(cfg, parts, s), ptx_batches(cfg, inputs, parts.form, s)
-    run = Run("ppo", cfg, s, total=cfg.algo.steps, shown=SHOWN)
-    run.writer = parts.write
+    run = Run("ppo", cfg, s, total=cfg.algo.steps, shown=SHOWN, kept=parts.kept)
     with closing(parts.engine):
         parts.engine.load(parts.weights(s, frozen=True))
-        examine(run, cfg, parts)
+        before_steps(run, cfg, parts)
         for step in run.steps():
-            metrics = set_rates(cfg, parts, critic, step)
-            with run.phase("rollout"):
-                sampled = sample_prompts(run, cfg, parts, parts.order.batch(step - 1))
-            run.count_tokens("rollout", sampled.rollout.mask)
-            with run.phase("score"):
-                batch, found = score(cfg, parts, critic, sampled, s)
-            run.count_tokens("score", sampled.rollout.lengths)
+            rates = set_rates(cfg, parts, critic, step)
+            round = run.taken_up(PPOBatch) or collect(run, cfg, parts, critic)
             with run.phase("update"):
-                metrics |= improve(cfg, parts, critic, ptx, joined(batch, s), step, s) | found
-            run.count_tokens("update", sampled.rollout.lengths * cfg.algo.epochs)
-            end_step(run, cfg, parts, sampled, metrics, samples=cfg.rollout.prompts_per_step)
-        return run.finish(parts.write)
+                improved = improve(run, cfg, parts, critic, ptx, round)
+            count_updates(run, cfg, round)
+            metrics = {**rates, **improved, **round.metrics}
+            end_step(run, cfg, parts, round, metrics, samples=cfg.rollout.prompts_per_step)
+        return run.finish()
+
+
+def collect(run: Run, cfg: PPOConfig, parts: RLParts, critic: Critic | None) -> Round[PPOBatch]:
+    """Samples and scores a step's answers, those of all ranks."""
+    with run.phase("rollout"):
+        sampled = sample_prompts(run, cfg, parts, parts.order.batch(run.step - 1))
+    run.count_tokens("rollout", sampled.rollout.mask)
+    with run.phase("score"):
+        batch, found = score(cfg, parts, critic, sampled, run.strategy)
+    run.count_tokens("score", sampled.rollout.lengths)
+    return Round(joined(batch, run.strategy), found, sampled.samples)
 
 
 def score(
@@ -100,14 +116,13 @@ def values_of(parts: RLParts, critic: Critic | None, s: Strategy) -> Callable[[T
 
 
 def improve(
-    cfg: PPOConfig, parts: RLParts, critic: Critic | None, ptx: Ptx, batch: PPOBatch, step: int, s: Strategy
+    run: Run, cfg: PPOConfig, parts: RLParts, critic: Critic | None, ptx: Ptx, round: Round[PPOBatch]
 ) -> dict[str, float]:
     """Several epochs over shuffled minibatches of all ranks' rollouts; means of what `update` reports."""
-    algo = cfg.algo
+    algo, batch, step, s = cfg.algo, round.batch, run.step, run.strategy
     step_on = partial(update, s, tokens_per_microbatch=cfg.optim.tokens_per_microbatch, max_norm=cfg.optim.max_norm)
     actor_loss, value_loss, shared_loss = losses_of(cfg, parts)
-    history: list[dict[str, float]] = []
-    for number, rows in enumerate(minibatches(cfg, len(batch), step)):
+    for number, rows in round.left(minibatches(cfg, len(batch), step)):
         mine = batch.select(torch.tensor(share(rows, rank=s.rank, world=s.world)))
         found: dict[str, float] = {}
         if critic:
@@ -126,10 +141,9 @@ def improve(
             found |= step_on(parts.policy, parts.optimizer, objectives)
             if parts.average:
                 parts.average.follow()
-        history.append(found)
-        if algo.stop_kl and found.get("kl_old", 0.0) > algo.stop_kl:
-            break
-    return summarised(history, stale=cfg.engine.max_staleness > 0)
+        round.updated(found, last=bool(algo.stop_kl) and found.get("kl_old", 0.0) > algo.stop_kl)
+        run.pause(round)
+    return summarised(round.history, stale=cfg.engine.max_staleness > 0)
 
 
 def losses_of(cfg: PPOConfig, parts: RLParts) -> tuple[LossFn, LossFn, LossFn]:

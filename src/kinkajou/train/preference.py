@@ -13,12 +13,13 @@ from kinkajou.data.chat import ChatFormat
 from kinkajou.data.loader import Shuffle, check_shares
 from kinkajou.data.sources import Judged, Message, Pair
 from kinkajou.models.forward import LanguageModel
-from kinkajou.models.load import find_model, load_language_model, save_model
+from kinkajou.models.load import find_model, load_language_model
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.train import planned, preflight, setup
-from kinkajou.train.fit import fit
+from kinkajou.train.fit import fit, kept_of_fit
+from kinkajou.train.identity import digest_of, digest_of_model
 from kinkajou.train.inputs import Inputs
-from kinkajou.train.optim import adamw, save_optimizers
+from kinkajou.train.optim import adamw
 from kinkajou.train.preference_rows import encode_compared, encode_judged
 from kinkajou.train.preference_tasks import JudgedTask, PairTask, PreferenceTask
 from kinkajou.train.reference import reference_logps
@@ -49,14 +50,11 @@ def train_preference(cfg: PreferConfig, inputs: Inputs[Pair | Judged]) -> Path:
     optimizer = adamw(model, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
 
     shown = ("loss", "accuracy", "margin", "eval_accuracy", "train_tokens_per_s")
-    run = Run("prefer", cfg, s, total=total, shown=shown)
+    kept = kept_of_fit(cfg, policy, optimizer, form, records=digest_of(sides))
+    if cfg.method.reference:
+        kept.made_from["reference"] = digest_of_model(find_model(cfg.method.reference))
+    run = Run("prefer", cfg, s, total=total, shown=shown, kept=kept)
     budget = cfg.optim.tokens_per_microbatch
-
-    def write(folder: Path | None) -> None:
-        weights = s.full_state(policy.module)
-        save_model(policy, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save, weights=weights)
-        if cfg.keep.save_state:
-            save_optimizers({"optimizer": optimizer}, folder, s.full)
 
     return fit(
         run,
@@ -68,7 +66,6 @@ def train_preference(cfg: PreferConfig, inputs: Inputs[Pair | Judged]) -> Path:
         prepare=lambda step, batch: task.prepare(policy, batch, order.batch(step), s, budget),
         loss_fn=task.loss,
         evaluate=(lambda: evaluate(task, policy, later, s, budget)) if held_out else None,
-        write=write,
     )
 
 

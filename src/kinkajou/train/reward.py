@@ -13,11 +13,12 @@ from kinkajou.data.chat import ChatFormat
 from kinkajou.data.loader import Shuffle, check_shares
 from kinkajou.data.sources import Pair
 from kinkajou.evals.preference import preference_accuracy
-from kinkajou.models.load import find_model, load_scalar_model, save_model
+from kinkajou.models.load import find_model, load_scalar_model
 from kinkajou.train import planned, preflight, setup
-from kinkajou.train.fit import fit
+from kinkajou.train.fit import fit, kept_of_fit
+from kinkajou.train.identity import digest_of
 from kinkajou.train.inputs import Inputs
-from kinkajou.train.optim import adamw, save_optimizers
+from kinkajou.train.optim import adamw
 from kinkajou.train.run import Run
 
 Tokens = tuple[list[int], list[int]]
@@ -60,13 +61,8 @@ def train_reward(cfg: RewardConfig, inputs: Inputs[Pair]) -> Path:
 
     total = max(1, round(cfg.epochs * order.batches_per_epoch))
     shown = ("loss", "accuracy", "margin", "eval_accuracy", "train_tokens_per_s")
-    run = Run("reward", cfg, s, total=total, shown=shown)
-
-    def write(folder: Path | None) -> None:
-        weights = s.full_state(scorer.module)
-        save_model(scorer, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save, weights=weights)
-        if cfg.keep.save_state:
-            save_optimizers({"optimizer": optimizer}, folder, s.full)
+    kept = kept_of_fit(cfg, scorer, optimizer, form, records=digest_of(rows), held_out=digest_of(held_out))
+    run = Run("reward", cfg, s, total=total, shown=shown, kept=kept)
 
     def evaluate() -> dict[str, float]:
         pairs, budget = collate(held_out[s.rank :: s.world], form), cfg.optim.tokens_per_microbatch
@@ -81,5 +77,4 @@ def train_reward(cfg: RewardConfig, inputs: Inputs[Pair]) -> Path:
         collate=lambda chosen: collate(setup.pick(rows, chosen), form).to(s.device),
         loss_fn=loss_of(cfg),
         evaluate=evaluate if held_out else None,
-        write=write,
     )

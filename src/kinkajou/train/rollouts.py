@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from kinkajou import faults
 from kinkajou.algos.groups import overlong_penalty, zero_spread
 from kinkajou.algos.kl import bounded, k1
 from kinkajou.algos.tensors import masked_mean
@@ -26,6 +27,7 @@ from kinkajou.parallel.strategy import Strategy
 from kinkajou.rewards.judges import Judge, Verdict
 from kinkajou.rewards.rules import Answer
 from kinkajou.train.parts import RLParts, Task
+from kinkajou.train.round import Round
 from kinkajou.train.run import Run
 from kinkajou.train.update import in_parts
 
@@ -52,7 +54,8 @@ def sample_prompts(run: Run, cfg: RLConfig, parts: RLParts, batch: Sequence[int]
         begin_ahead(run, cfg, parts)
     tasks, seeds = asked(run, cfg, parts, batch, run.step, attempt)
     rollout, answers = generate(tasks, seeds, cfg, parts)
-    verdict = judged(run, parts, parts.judge, answers, rollout, done=run.step - 1)
+    faults.reached("rollout.sampled")
+    verdict = judged(run, parts.judge, answers, rollout)
     scored = ScoredRollout(rollout.tokens, rollout.mask, rollout.sampler_logp, rollout.ended, verdict.scores)
     details = {metric_of(name): mean_over_samples(x, s) for name, x in verdict.details.items()}
     if cfg.engine.max_staleness:
@@ -108,13 +111,8 @@ def generate(
     return rollout, answers
 
 
-def judged(
-    run: Run, parts: RLParts, judge: Judge, answers: Sequence[Answer], rollout: Rollout, *, done: int
-) -> Verdict:
-    """The judge's scores.  If they cannot be had, nothing is lost: answers and weights are written before the stop.
-
-    `done` is the step that the weights have behind them.
-    """
+def judged(run: Run, judge: Judge, answers: Sequence[Answer], rollout: Rollout) -> Verdict:
+    """The judge's scores.  If they cannot be had, nothing is lost: answers and weights are written before the stop."""
     verdict, fault = None, None
     try:
         with record_function("kinkajou/judge"):
@@ -125,11 +123,11 @@ def judged(
     if verdict is not None and not failed:
         return verdict
     path = keep_unscored(run, answers, rollout)
-    if done:
-        run.step = done
-        run.save(parts.write)
+    saved = run.save_before_stop()
     fault = fault or UserError("the judge of another process failed", exit_code=5)
-    evidence = "; ".join(filter(None, (fault.evidence, f"{len(answers)} answers without a score are kept in {path}")))
+    evidence = "; ".join(
+        filter(None, (fault.evidence, f"{len(answers)} answers without a score are kept in {path}", saved))
+    )
     raise UserError(fault.problem, evidence=evidence, fix=fault.fix, exit_code=fault.exit_code)
 
 
@@ -168,15 +166,15 @@ def sample_groups(run: Run, cfg: GRPOConfig, parts: RLParts) -> Sampled:
     useful = 0
     for attempt in range(1 + cfg.algo.dynamic_sampling):
         try:
-            sampled = sample_prompts(run, cfg, parts, parts.order.batch(parts.state.batches), attempt)
+            sampled = sample_prompts(run, cfg, parts, parts.order.batch(parts.state.batches + attempt), attempt)
         except UserError as fault:
             raise with_earlier(run, fault, [row for _, rows in found for row in rows]) from None
-        parts.state.batches += 1
         whole = joined(sampled.rollout, s, size) if cfg.algo.dynamic_sampling else sampled.rollout
         found.append((whole, sampled.samples))
         useful += int((~zero_spread(whole.scores.view(-1, size))).sum())
         if not cfg.algo.dynamic_sampling or useful >= wanted:
             break
+    parts.state.batches += len(found)
     rounds = {"sampling_rounds": float(len(found))} if cfg.algo.dynamic_sampling else {}
     if len(found) == 1:
         return replace(sampled, metrics=sampled.metrics | rounds)
@@ -195,7 +193,7 @@ def with_earlier(run: Run, fault: UserError, rows: Sequence[dict[str, Any]]) -> 
     """The fault, once what earlier rounds of the step sampled and scored is written too."""
     if not rows:
         return fault
-    path = run.folder / f"scored-{run.step + 1:06d}.jsonl"  # the step that was begun
+    path = run.folder / f"scored-{run.step:06d}.jsonl"
     if run.writes:
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     evidence = f"{fault.evidence}; {len(rows)} scored answers of earlier rounds are kept in {path}"
@@ -250,30 +248,39 @@ def texts(rollout: Rollout, form: ChatFormat) -> list[str]:
     return [form.answer(row[1:][mask].tolist()) for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
 
 
-def examine(run: Run, cfg: RLConfig, parts: RLParts) -> dict[str, float]:
-    """Scores on the held-out prompts, if there are any; the best checkpoint so far is kept where that is asked for."""
-    if not parts.held_out:
-        return {}
-    found = held_out_scores(run, cfg, parts)
-    if cfg.judge.keep_best != "none":
-        metric = f"eval_{cfg.judge.keep_best}"
-        run.save_if_best(metric, found[metric], parts.write)
-    return found
+def count_updates(run: Run, cfg: RLConfig, round: Round[Any]) -> None:
+    """This rank's share of the tokens that the updates have read."""
+    own = round.batch.lengths[run.strategy.rank :: run.strategy.world]
+    run.count_tokens("update", own * cfg.algo.epochs)
+
+
+def before_steps(run: Run, cfg: RLConfig, parts: RLParts) -> None:
+    """The held-out prompts before anything is learnt, as step 0."""
+    if parts.held_out and not run.resumed:
+        found = held_out_scores(run, cfg, parts)
+        run.end_step(found, best=best_of(cfg, found))
+
+
+def best_of(cfg: RLConfig, metrics: Mapping[str, float]) -> tuple[str, float] | None:
+    """The metric that decides which checkpoint is the best, where one is to be kept and this step has it."""
+    name = f"eval_{cfg.judge.keep_best}"
+    return (name, metrics[name]) if name in metrics else None
 
 
 def end_step(
-    run: Run, cfg: RLConfig, parts: RLParts, sampled: Sampled, metrics: dict[str, float], *, samples: int
+    run: Run, cfg: RLConfig, parts: RLParts, round: Round[Any], metrics: dict[str, float], *, samples: int
 ) -> None:
-    """What follows an update: new weights for the engine, KL coefficient, samples, evaluation, log, checkpoint."""
+    """What follows an update: new weights for the engine, evaluation, KL coefficient, samples, log, checkpoint.
+
+    What can fail comes first: until the log has the step, it can be taken up again.
+    """
     parts.engine.load(parts.weights(run.strategy))
+    if parts.held_out and (run.due(cfg.run.eval_every) or run.step == run.total):
+        metrics |= held_out_scores(run, cfg, parts)
     parts.state.follow(cfg, metrics.get("kl_ref", 0.0), samples)
     if run.due(cfg.run.sample_every) or run.step == 1:
-        run.write_samples(sampled.samples[:16])
-    if run.due(cfg.run.eval_every) or run.step == run.total:
-        metrics |= examine(run, cfg, parts)
-    run.log(metrics)
-    if run.due(cfg.keep.save_every):
-        run.save(parts.write)
+        run.write_samples(round.samples[:16])
+    run.end_step(metrics, best=best_of(cfg, metrics))
 
 
 def held_out_scores(run: Run, cfg: RLConfig, parts: RLParts) -> dict[str, float]:
@@ -286,7 +293,7 @@ def held_out_scores(run: Run, cfg: RLConfig, parts: RLParts) -> dict[str, float]
     mine = range(s.rank, len(parts.held_out), s.world)
     seeds = [derive_seed(cfg.run.seed, "held out", i) for i in mine]
     rollout, answers = generate([parts.held_out[i] for i in mine], seeds, cfg, parts)
-    scores = judged(run, parts, parts.judge, answers, rollout, done=run.step).scores
+    scores = judged(run, parts.judge, answers, rollout).scores
     score = mean_over_samples(scores, s)
     spread = mean_over_samples((scores - score) ** 2, s) / len(parts.held_out)
     found = {
@@ -300,10 +307,8 @@ def held_out_scores(run: Run, cfg: RLConfig, parts: RLParts) -> dict[str, float]
         found["eval_kl_ref"] = mean_over_samples(k1(rollout.sampler_logp, ref_logp).sum(1), s)
         found["eval_ref_nll"] = -masked_mean(ref_logp, rollout.mask, all_sum=s.all_sum).item()
     if parts.gold:
-        gold = judged(run, parts, parts.gold, answers, rollout, done=run.step).scores
+        gold = judged(run, parts.gold, answers, rollout).scores
         found["eval_gold"] = mean_over_samples(gold, s)
-    if run.step == 0:
-        run.log(found)
     return found
 
 

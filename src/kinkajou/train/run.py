@@ -1,38 +1,44 @@
-"""A training run: its folder, step counter, metrics, samples, checkpoints and progress bar.
+"""A training run: its folder, step counter, metrics, samples, progress bar, and its place in all of that.
 
-The folder is the interface between all tools: `config.toml`, `metrics.jsonl` (what settings and seeds decide),
-`timing.jsonl` (what the clock says), `samples.jsonl`, `findings.jsonl`, `checkpoints/step-000120/` (a plain Hugging
-Face folder), `best.json`.
+The folder is the interface between all tools: `config.toml`, `metrics.jsonl`, `timing.jsonl`, `samples.jsonl`,
+`findings.jsonl`, `checkpoints/step-000120/` (a plain Hugging Face folder with `state/` in it), `best.json`,
+`done.json`.  The same command in the same folder goes on where the newest whole checkpoint was.
 """
 
 import json
 import math
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
-import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from kinkajou import config
+from kinkajou import config, faults
+from kinkajou.batch import TokenBatch
+from kinkajou.checkpoint.place import Place
 from kinkajou.errors import UserError
 from kinkajou.parallel.strategy import Strategy
+from kinkajou.train.checkpoints import Best, Checkpoints, Moment, facts_of, is_due, way_back, write_best
 from kinkajou.train.console import Console, environment
 from kinkajou.train.diagnosis import Diagnosis, StepFinding, step_finding, stops
+from kinkajou.train.identity import check_made_from, check_settings
+from kinkajou.train.kept import Kept, draw
+from kinkajou.train.logs import FINDINGS, LOGS, METRICS, SAMPLES, TIMING, Logs
 from kinkajou.train.nonfinite import NotFinite
 from kinkajou.train.planned import PLANNED
+from kinkajou.train.restart import written_by_last_try
+from kinkajou.train.round import Round, read_round
+from kinkajou.train.signals import Signals, Stopped
 from kinkajou.train.watch import WATCHER
 
-Writer = Callable[[Path | None], None]
-"""Writes a checkpoint into a folder; called with None where this process only lends what it holds of the model."""
-LOGS = ("metrics.jsonl", "timing.jsonl", "samples.jsonl", "findings.jsonl")
-WRITTEN = ("config.toml", *LOGS, "best.json", "report.html")
+B = TypeVar("B", bound=TokenBatch)
+WRITTEN = ("config.toml", *LOGS, "best.json", "done.json", "report.html")
 REFERENCE = "reference.safetensors"
+NOT_EXPORTED = ("state", "manifest.json")
 
 
 def clear_run(folder: Path, *, keep: Sequence[str] = ()) -> None:
@@ -47,43 +53,73 @@ class Run:
     """Called by a trainer, never inherited.  On ranks other than 0 it counts and times but writes nothing."""
 
     def __init__(
-        self, stage: str, cfg: config.StageConfig, strategy: Strategy, *, total: int, shown: Sequence[str]
+        self,
+        stage: str,
+        cfg: config.StageConfig,
+        strategy: Strategy,
+        *,
+        total: int,
+        shown: Sequence[str],
+        kept: Kept | None = None,
     ) -> None:
         self.watcher = WATCHER.get()
-        self.keep = cfg.keep
-        self.settings, self.strategy, self.total = cfg.run, strategy, self.watcher.total(total)
-        self.folder, self.step = Path(cfg.run.output), 0
+        self.stage, self.settings, self.keep, self.strategy = stage, cfg.run, cfg.keep, strategy
+        self.total, self.folder = self.watcher.total(total), Path(cfg.run.output)
         self.writes = strategy.main
-        self.writer: Writer | None = None
-        """What writes a checkpoint if a finding stops the run (`--stop_on`)."""
+        self.behind = 0
+        """Whole steps behind the weights."""
+        self.step = 0
+        """The step that is being made."""
+        self.best: Best | None = None
         self.diagnosis = Diagnosis(bf16=cfg.base.dtype == "bf16")
-        self.started = time.monotonic()
+        self.logs, self.signals = Logs(self.folder, writes=self.writes), Signals()
+        self._round: Round[Any] | None = None
+        self._taken_up: tuple[Path, Mapping[str, Any]] | None = None
         self._phase_s: dict[str, float] = {}
         self._phase_tokens: dict[str, int] = {}
-        self._kept: set[int] = set()
-        self._best: float = -math.inf
+        facts = {"stage": stage, "settings": {name: jsonable(x) for name, x in config.flat(cfg).items()}}
+        self.environment = environment(strategy.world)
+        self.kept = kept or Kept()
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", cfg.keep, self.kept, strategy, facts)
+        self.console = Console(stage, self.total, shown, every=cfg.run.log_every, active=self.writes)
+        self.started = time.monotonic()
+        self.resumed = self._begin(facts["settings"])
         if self.writes:
-            # Preference training has read or renewed its cache before; it fits or is not used.
-            clear_run(self.folder, keep=(REFERENCE,) if stage == "prefer" else ())
-            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            tables = {stage: config.flat(cfg), "environment": environment(strategy.world)}
+            tables = {stage: config.flat(cfg), "environment": self.environment}
             (self.folder / "config.toml").write_text(config.to_toml(tables), encoding="utf-8")
         for note in strategy.notes if self.writes else ():
             print(f"note: {note}")
-        self.console = Console(stage, self.total, shown, every=cfg.run.log_every, active=self.writes)
+        self._saved_at = time.monotonic()
+
+    @property
+    def place(self) -> Place:
+        """What is behind the weights now."""
+        return Place(self.behind, self._round.done if self._round else 0)
 
     def steps(self) -> Iterator[int]:
-        """Step numbers from 1; the bar moves with them."""
-        with self.console:
-            for step in range(1, self.total + 1):
+        """The steps that are still to be made, from 1; the bar moves with them."""
+        self.console.first = self.behind
+        with self.console, self.signals:
+            faults.reached("run.start")
+            for step in range(self.behind + 1, self.total + 1):
                 self.step = step
                 self.watcher.step(step)
+                if faults.reached("step.start") == "draw":
+                    draw()
                 yield step
             self.watcher.step(self.total + 1)
 
     def due(self, every: int) -> bool:
         """Whether something that happens every N steps (0: never) happens now."""
         return every > 0 and self.step % every == 0
+
+    def taken_up(self, kind: type[B]) -> Round[B] | None:
+        """The round in the middle of which the run goes on, the first time that it is asked for."""
+        found, self._taken_up = self._taken_up, None
+        if not found:
+            return None
+        self._round = read_round(kind, *found, self.strategy)
+        return cast(Round[B], self._round)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -96,7 +132,7 @@ class Run:
             cause = f"a loss or gradient is not finite, first in {fault.place}"
             seen = {"seen": fault.evidence}
             found = step_finding("not_finite", cause, seen, fault.fix, step=self.step, level="error")
-            self._append("findings.jsonl", found.line)
+            self.logs.append(FINDINGS, found.line)
             raise
         self._phase_s[name] = self._phase_s.get(name, 0.0) + time.monotonic() - start
 
@@ -106,46 +142,51 @@ class Run:
         self._phase_tokens[phase] = self._phase_tokens.get(phase, 0) + total
         self.watcher.tokens(phase, total)
 
-    def log(self, metrics: Mapping[str, float]) -> None:
-        """One line of `metrics.jsonl`, and one of `timing.jsonl`: seconds since the start, tokens/s of each phase.
-
-        Then the metrics are diagnosed; a finding that `--stop_on` names ends the run with exit code 3.
-        """
-        speeds = {
-            f"{name}_tokens_per_s": tokens / max(self._phase_s[name], 1e-9)
-            for name, tokens in self._phase_tokens.items()
-        }
-        self._phase_s, self._phase_tokens = {}, {}
-        # Timing first: whoever sees a step in metrics.jsonl finds its time.
-        self._append("timing.jsonl", {"step": self.step, "time_s": round(time.monotonic() - self.started, 3), **speeds})
-        self._append("metrics.jsonl", {"step": self.step, **metrics})
-        self.console.show(self.step, {**metrics, **speeds})
-        found = self.diagnosis.observe(self.step, metrics)
-        for finding in found:
-            if finding.seen == 1:
-                self.say(str(finding))
-            if self.diagnosis.due(finding):
-                self._append("findings.jsonl", finding.line)
+    def end_step(self, metrics: Mapping[str, float], *, best: tuple[str, float] | None = None) -> None:
+        """A line of metrics, what it shows, and a checkpoint if one is due or `best` (metric, value) is a new best."""
+        faults.reached("step.end")
+        found = self._log(metrics)
+        self.behind, self._round = self.step, None
+        faults.reached("step.logged")
+        if better := best is not None and (self.best is None or best[1] > self.best.value):
+            assert best
+            self.best = Best(self.step, *best)
         self._stop_on(found)
+        self._pause(due=better or is_due(self.place, self.keep.save_every))
 
-    def _stop_on(self, found: Sequence[StepFinding]) -> None:
-        """Stops on all ranks or on none: each has the same metrics, but a checkpoint is no place to rely on it."""
-        if not self.settings.stop_on:
-            return
-        fatal = next((finding for finding in found if stops(finding, self.settings.stop_on)), None)
-        votes = self.strategy.all_sum(torch.tensor(float(fatal is not None), device=self.strategy.device))
-        if not votes:
-            return
-        saved = "no checkpoint: this stage has not told the run how to write one"
-        if self.writer:
-            self.save(self.writer)
-            saved = f"saved: {self._checkpoint(self.step)}"
-        raise UserError(
-            f"stopped at step {self.step} on {fatal.name}: {fatal.cause}" if fatal else "another process stopped",
-            evidence=f"{fatal.evidence}; {saved}" if fatal else saved,
-            fix=fatal.action if fatal else "see findings.jsonl",
-            exit_code=3,
-        )
+    def pause(self, round: Round[Any]) -> None:
+        """Between two optimiser steps of a round: saves where that is due, and ends where that was asked for."""
+        self._round = round
+        self._pause(due=self.keep.save_updates > 0 and round.done % self.keep.save_updates == 0)
+
+    def _pause(self, *, due: bool) -> None:
+        """All ranks do the same here: they tell each other what they have heard and how far their writing is."""
+        late = self.keep.save_minutes > 0 and time.monotonic() - self._saved_at >= 60 * self.keep.save_minutes
+        votes = [self.signals.asked == 15, self.signals.asked == 2, self.writes and late, *self.checkpoints.flags]
+        term, interrupt, late, busy, failed = (x > 0 for x in self.strategy.agree(votes))
+        self.checkpoints.go_on(busy, failed)
+        if due or late or term or interrupt:
+            self.save()
+        if term or interrupt:
+            self.checkpoints.settle()
+            raise Stopped(15 if term else 2, self._told())
+
+    def save(self) -> None:
+        """A checkpoint of this moment."""
+        clock = {"elapsed_s": time.monotonic() - self.started, "environment": self.environment}
+        sizes = self.logs.sizes()
+        if TIMING in sizes:
+            clock[TIMING] = sizes[TIMING]
+        self.checkpoints.save(Moment(self.place, self.best, self._round, sizes, clock))
+        self._saved_at = time.monotonic()
+
+    def save_before_stop(self) -> str:
+        """Nothing that was learnt is lost where something else than the run stops it; returns what to tell."""
+        if self.place == Place(0):
+            return "nothing had been trained yet"
+        self.save()
+        self.checkpoints.settle()
+        return self._told()
 
     def say(self, text: str) -> None:
         """A notice for the user."""
@@ -153,41 +194,23 @@ class Run:
 
     def write_samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
-            self._append("samples.jsonl", {"step": self.step, **row})
+            self.logs.append(SAMPLES, {"step": self.step, **row})
 
-    def save(self, write: Writer) -> None:
-        """A checkpoint of this step, complete or not there at all: written aside, synced, renamed."""
-        if self.step in self._kept:
-            return
-        self._kept.add(self.step)
-        if self.writes:
-            write_whole(self._checkpoint(self.step), write)
-        elif self.strategy.sharded:
-            write(None)
-        self.strategy.barrier()
-
-    def save_if_best(self, metric: str, value: float, write: Writer) -> None:
-        """Keeps the best checkpoint so far and forgets the one it beats."""
-        if value <= self._best:
-            return
-        before, self._best = self._best_step(), value
-        self.save(write)
-        if self.writes:
-            best = {"step": self.step, "metric": metric, "value": value}
-            (self.folder / "best.json").write_text(json.dumps(best), encoding="utf-8")
-            if before is not None and before != self.step and not self._keeps(before):
-                shutil.rmtree(self._checkpoint(before), ignore_errors=True)
-
-    def finish(self, write: Writer) -> Path:
+    def finish(self) -> Path:
         """The last checkpoint, and the export if one is asked for; returns the checkpoint to use."""
-        self.save(write)
+        self.save()
+        self.checkpoints.settle()
+        self.checkpoints.thin_out(over=True)
         for finding in self.diagnosis.unwritten():
-            self._append("findings.jsonl", finding.line)
-        chosen = self._checkpoint(self._best_step() if self._best_step() is not None else self.step)
+            self.logs.append(FINDINGS, finding.line)
+        chosen = self.checkpoints.folder(Place(self.best.step) if self.best else self.place)
         if self.settings.export and self.writes:
-            target = Path(self.settings.export)
+            target, left_out = Path(self.settings.export), shutil.ignore_patterns(*NOT_EXPORTED)
             target.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(chosen, target, dirs_exist_ok=True)
+            shutil.copytree(chosen, target, dirs_exist_ok=True, ignore=left_out)
+        if self.writes:
+            done = {"step": self.behind, "checkpoint": chosen.name}
+            (self.folder / "done.json").write_text(json.dumps(done), encoding="utf-8")
         if summary := self.diagnosis.summary():
             self.say(summary)
         if plan := PLANNED.get():
@@ -196,33 +219,126 @@ class Run:
         self.strategy.barrier()
         return chosen
 
-    def _keeps(self, step: int) -> bool:
-        return step > 0 and self.keep.save_every > 0 and step % self.keep.save_every == 0
+    def _told(self) -> str:
+        if not self.keep.save_state:
+            return f"saved without its state (--save_state false): {self.checkpoints.folder(self.place)}"
+        return f"saved: {self.checkpoints.folder(self.place)}"
 
-    def _best_step(self) -> int | None:
-        path = self.folder / "best.json"
-        return int(json.loads(path.read_text())["step"]) if path.is_file() else None
+    def _log(self, metrics: Mapping[str, float]) -> list[StepFinding]:
+        """One line of `metrics.jsonl`, and one of `timing.jsonl`: seconds since the start, tokens/s of each phase."""
+        speeds = {
+            f"{name}_tokens_per_s": tokens / max(self._phase_s.get(name, 0.0), 1e-9)
+            for name, tokens in self._phase_tokens.items()
+        }
+        self._phase_s, self._phase_tokens = {}, {}
+        # Timing first: whoever sees a step in metrics.jsonl finds its time.
+        self.logs.append(TIMING, {"step": self.step, "time_s": round(time.monotonic() - self.started, 3), **speeds})
+        self.logs.append(METRICS, {"step": self.step, **metrics})
+        self.console.show(self.step, {**metrics, **speeds})
+        return self._observe(metrics, write=True)
 
-    def _checkpoint(self, step: int | None) -> Path:
-        return self.folder / "checkpoints" / f"step-{step or 0:06d}"
+    def _observe(self, metrics: Mapping[str, Any], *, write: bool) -> list[StepFinding]:
+        found = self.diagnosis.observe(self.step, metrics)
+        for finding in found:
+            if finding.seen == 1 and write:
+                self.say(str(finding))
+            if self.diagnosis.due(finding) and write:
+                self.logs.append(FINDINGS, finding.line)
+        return found
 
-    def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        if not self.writes:
+    def _stop_on(self, found: Sequence[StepFinding]) -> None:
+        """A finding that `--stop_on` names ends the run with exit code 3: on all ranks or on none."""
+        if not self.settings.stop_on:
             return
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite, ensure_ascii=False) + "\n")
+        fatal = next((finding for finding in found if stops(finding, self.settings.stop_on)), None)
+        (votes,) = self.strategy.agree([fatal is not None])
+        if not votes:
+            return
+        saved = self.save_before_stop()
+        raise UserError(
+            f"stopped at step {self.step} on {fatal.name}: {fatal.cause}" if fatal else "another process stopped",
+            evidence=f"{fatal.evidence}; {saved}" if fatal else saved,
+            fix=fatal.action if fatal else "see findings.jsonl",
+            exit_code=3,
+        )
+
+    def _begin(self, settings: Mapping[str, Any]) -> bool:
+        """An empty folder, or everything as it was at a checkpoint; returns whether the run goes on from one."""
+        fault, found, said = None, None, []
+        if self.writes and not self._anew():
+            try:
+                found, said = way_back(self.folder, self.keep)
+            except UserError as seen:  # told once every rank knows
+                fault = seen
+        (told,) = self.strategy.gather([(found, said, fault)])[:1]
+        found, said, fault = cast("tuple[Path | None, list[str], UserError | None]", told)
+        if fault:
+            raise fault
+        for text in said:
+            self.say(f"warning: {text}")
+        if found is None:
+            if self.writes:
+                # Preference training has read or renewed its cache before; it fits or is not used.
+                clear_run(self.folder, keep=(REFERENCE,) if self.stage == "prefer" else ())
+                (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            return False
+        self._go_on(found, settings)
+        return True
+
+    def _anew(self) -> bool:
+        """Whether what is in the folder is to be forgotten."""
+        if not self.settings.overwrite or self.keep.from_step is not None or self.keep.resume:
+            return False
+        return not written_by_last_try(self.folder)
+
+    def _go_on(self, found: Path, settings: Mapping[str, Any]) -> None:
+        run, clock = facts_of(found)
+        if run["stage"] != self.stage:
+            raise UserError(f"{found} is of another stage: {run['stage']}", fix="another --output")
+        allowed = self.keep.allow_change
+        rounded = check_settings(run["settings"], settings, allowed, str(found))
+        check_made_from(run["made_from"], self.kept.made_from, allowed, str(found))
+        place = Place.of(found.name)
+        assert place
+        source = found.parent.parent
+        self.behind = self.step = place.step
+        self.best = Best(**run["best"]) if run["best"] else None
+        self.started -= clock["elapsed_s"]
+        said = []
+        if self.writes:
+            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            said = self.logs.cut({**run["logs"], TIMING: clock.get(TIMING, 0)}, source)
+            (self.folder / "done.json").unlink(missing_ok=True)
+            if source == self.folder:
+                self.checkpoints.shelf.clear_aside()
+                write_best(self.folder, self.best)
+        self.kept.restore(self.strategy, found, run["numbers"])
+        if run["round"]:
+            self._taken_up = found, run["round"]
+        if source == self.folder:
+            self.checkpoints.on_disk.add(place)
+        for row in cast("list[dict[str, Any]]", self.strategy.gather(self.logs.rows(METRICS))):
+            self.step = row.pop("step")
+            self._observe(row, write=False)
+        self.step = place.step
+        for text in (*said, *other_machine(clock["environment"], self.environment, rounded)):
+            self.say(f"note: {text}")
+        self.say(f"goes on from {found}")
+        faults.reached("resume.read")
 
 
-def write_whole(target: Path, write: Writer) -> None:
-    """Fills `target` by `write(folder)` so that it appears complete or not at all."""
-    aside = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    write(aside)
-    for path in [*(p for p in aside.rglob("*") if p.is_file()), aside]:
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
+def other_machine(then: Mapping[str, Any], now: Mapping[str, Any], rounded: Sequence[str]) -> list[str]:
+    """What keeps a run that goes on from being equal to the bit to one that was never stopped."""
+    names = ("kinkajou", "torch", "transformers", "peft", "world", "threads", "device")
+    changed = [
+        f"{name} {then.get(name)} then, {now.get(name)} now" for name in names if then.get(name) != now.get(name)
+    ]
+    changed += rounded
+    return [f"not equal to the bit to a run without a stop: {'; '.join(changed)}"] if changed else []
+
+
+def jsonable(x: Any) -> Any:
+    """A setting as it comes back from JSON."""
+    if isinstance(x, tuple):
+        return list(x)
+    return None if isinstance(x, float) and math.isinf(x) else x

@@ -12,11 +12,12 @@ from kinkajou.data.chat import ChatFormat, Encoded
 from kinkajou.data.loader import Shuffle, check_shares
 from kinkajou.data.sources import Chat
 from kinkajou.evals.loss import mean_loss
-from kinkajou.models.load import find_model, load_language_model, save_model
+from kinkajou.models.load import find_model, load_language_model
 from kinkajou.train import planned, preflight, setup
-from kinkajou.train.fit import fit
+from kinkajou.train.fit import fit, kept_of_fit
+from kinkajou.train.identity import digest_of
 from kinkajou.train.inputs import Inputs
-from kinkajou.train.optim import adamw, save_optimizers
+from kinkajou.train.optim import adamw
 from kinkajou.train.run import Run
 
 
@@ -47,13 +48,9 @@ def train_sft(cfg: SFTConfig, inputs: Inputs[Chat]) -> Path:
     optimizer = adamw(model, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
 
     total = max(1, round(cfg.epochs * order.batches_per_epoch))
-    run = Run("sft", cfg, s, total=total, shown=("loss", "eval_loss", "lr", "train_tokens_per_s"))
-
-    def write(folder: Path | None) -> None:
-        weights = s.full_state(policy.module)
-        save_model(policy, form.tokenizer, folder, end_ids=form.end_ids, lora=cfg.base.lora_save, weights=weights)
-        if cfg.keep.save_state:
-            save_optimizers({"optimizer": optimizer}, folder, s.full)
+    kept = kept_of_fit(cfg, policy, optimizer, form, records=digest_of(rows), held_out=digest_of(held_out))
+    shown = ("loss", "eval_loss", "lr", "train_tokens_per_s")
+    run = Run("sft", cfg, s, total=total, shown=shown, kept=kept)
 
     def evaluate() -> dict[str, float]:
         batch, budget = collate(held_out[s.rank :: s.world], form), cfg.optim.tokens_per_microbatch
@@ -68,5 +65,4 @@ def train_sft(cfg: SFTConfig, inputs: Inputs[Chat]) -> Path:
         collate=lambda chosen: collate(setup.pick(rows, chosen), form).to(s.device),
         loss_fn=token_loss,
         evaluate=evaluate if held_out else None,
-        write=write,
     )

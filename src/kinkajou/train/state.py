@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from kinkajou.algos.kl import adapted_coefficient
 from kinkajou.config import RLConfig
 from kinkajou.models.load import find_model
 
-NAME = "state/rl.json"
+NAME = "state/run.json"
 
 
 @dataclass
@@ -33,7 +33,7 @@ class RLState:
         path = Path(source) / NAME
         if cfg.kl.kl_target is None or not path.is_file():
             return RLState(cfg.kl.kl_coef, chosen)
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = json.loads(path.read_text(encoding="utf-8"))["numbers"]["rl"]
         if not cfg.kl.reference:
             chosen = str(kept["reference"])
         say(f"kl_coef: {kept['kl_coef']:.4g}, where the adaptive KL of {source} had come to; reference: {chosen}")
@@ -45,9 +45,3 @@ class RLState:
             self.kl_coef = adapted_coefficient(
                 self.kl_coef, kl_ref, target=cfg.kl.kl_target, horizon=cfg.kl.kl_horizon, samples=samples
             )
-
-
-def save_state(state: RLState, folder: Path) -> None:
-    path = folder / NAME
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(asdict(state)), encoding="utf-8")

@@ -1,0 +1,231 @@
+"""Checkpoints of a run: written behind the training's back, thinned out, and found again when the run goes on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kinkajou import faults
+from kinkajou.checkpoint.manifest import damages
+from kinkajou.checkpoint.place import Place
+from kinkajou.checkpoint.room import check_room
+from kinkajou.checkpoint.shelf import Shelf
+from kinkajou.config import KeepConfig
+from kinkajou.errors import UserError
+from kinkajou.parallel.strategy import Strategy
+from kinkajou.train.behind import Behind
+from kinkajou.train.kept import Copied, Kept, read_state, write_state
+from kinkajou.train.round import Round
+
+RUN, CLOCK = "run.json", "clock.json"
+NEWEST = 2
+"""Checkpoints that stay while the run goes on, whatever they are: should the last one be damaged, there is another."""
+
+
+@dataclass(frozen=True)
+class Best:
+    step: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run stands."""
+
+    place: Place
+    best: Best | None = None
+    round: Round[Any] | None = None
+    logs: dict[str, int] = field(default_factory=dict)
+    """Bytes of each log."""
+    clock: dict[str, Any] = field(default_factory=dict)
+    """What depends on time and machine."""
+
+
+class Checkpoints:
+    """All methods but `folder` are called by all ranks together."""
+
+    def __init__(self, folder: Path, keep: KeepConfig, kept: Kept, s: Strategy, facts: Mapping[str, Any]) -> None:
+        self.shelf, self.keep, self.kept, self.strategy, self.facts = Shelf(folder), keep, kept, s, facts
+        self.bests: dict[Place, Best | None] = {}
+        self.on_disk: set[Place] = set()
+        self._behind = Behind()
+        self._pending: Moment | None = None
+        self._written = False
+
+    def folder(self, place: Place) -> Path:
+        return self.shelf.path(place)
+
+    @property
+    def flags(self) -> tuple[bool, bool]:
+        """Whether this process still writes, and whether that has failed: for `go_on`, once all have heard."""
+        return self._behind.busy, self._behind.fault is not None
+
+    def save(self, moment: Moment) -> None:
+        """Copies all that is kept, and lets a thread write it; a save before this one is waited for."""
+        if moment.place in self.on_disk:
+            return
+        self.settle()
+        s, state = self.strategy, self.keep.save_state
+        copied = self.kept.copied(s, state=state)
+        if state and moment.round:
+            copied.append(moment.round.copied(s))
+        texts = self._texts(moment) if state and s.main else {}
+        faults.reached("save.snapshot")
+        aside = self._open(moment.place, sum(part.size for part in copied))
+        self.bests[moment.place] = moment.best
+        self._pending, self._written = moment, s.processes == 1
+        self._behind.start(partial(self._write, moment, aside, copied, texts))
+        if not self.keep.save_behind:
+            self.settle()
+
+    def settle(self) -> None:
+        """Waits until nothing is being written."""
+        while self._pending:
+            self._behind.wait()
+            busy, failed = self.strategy.agree(self.flags)
+            self.go_on(busy > 0, failed > 0)
+
+    def go_on(self, busy: bool, failed: bool) -> None:
+        """Takes the next step of a save in progress; raises where a process could not write."""
+        if failed:
+            self._pending = None
+            self._behind.check()
+            raise UserError("another process could not write its part of a checkpoint", exit_code=4)
+        if self._pending is None or busy:
+            return
+        if self._written:
+            self.on_disk.add(self._pending.place)
+            self._pending = None
+        else:
+            self._written = True
+            if self.strategy.main:
+                self._behind.start(partial(self._commit, self._pending))
+
+    def thin_out(self, *, over: bool) -> None:
+        """Deletes what is not to stay."""
+        if self.strategy.main:
+            places = self.shelf.places()
+            bests = {place: self._best_of(place) for place in places}
+            self.shelf.prune(staying(places, bests, self.keep, newest=1 if over else NEWEST))
+
+    def _open(self, place: Place, size: int) -> Path:
+        aside, fault = self.shelf.folder / f".{place.name}.tmp", None
+        if self.strategy.main:
+            try:
+                check_room(self.shelf.folder, size)
+                aside = self.shelf.aside(place)
+            except UserError as found:  # told once every rank knows
+                fault = found
+        (failed,) = self.strategy.agree([fault is not None])
+        if failed:
+            raise fault or UserError("the main process could not write a checkpoint", exit_code=4)
+        return aside
+
+    def _write(self, moment: Moment, aside: Path, copied: Sequence[Copied], texts: Mapping[str, str]) -> None:
+        try:
+            for part in copied:
+                part.write(aside)
+            for name, text in texts.items():
+                write_state(aside, name, text)
+        except OSError as fault:
+            raise not_written(self.folder(moment.place), fault) from fault
+        if self.strategy.processes == 1:
+            self._commit(moment)
+
+    def _commit(self, moment: Moment) -> None:
+        self.shelf.commit(moment.place)
+        if moment.best:
+            write_best(self.shelf.folder.parent, moment.best)
+        self.thin_out(over=False)
+
+    def _texts(self, moment: Moment) -> dict[str, str]:
+        run = {
+            "place": moment.place.name,
+            **self.facts,
+            "made_from": self.kept.made_from,
+            "best": moment.best and asdict(moment.best),
+            "logs": {name: size for name, size in moment.logs.items() if name not in moment.clock},
+            "numbers": self.kept.plain(),
+            "round": moment.round and moment.round.plain(),
+        }
+        return {RUN: json.dumps(run, indent=1), CLOCK: json.dumps(moment.clock, indent=1)}
+
+    def _best_of(self, place: Place) -> Best | None:
+        if place not in self.bests:
+            path = self.folder(place) / "state" / RUN
+            held = json.loads(path.read_text(encoding="utf-8"))["best"] if path.is_file() else None
+            self.bests[place] = held and Best(**held)
+        return self.bests[place]
+
+
+def staying(
+    places: Sequence[Place], bests: Mapping[Place, Best | None], keep: KeepConfig, *, newest: int
+) -> set[Place]:
+    """Which checkpoints stay: those of `save_every` (the last N of them and each K-th step), the newest, and the
+    best so far of each that stays."""
+    due = [place for place in places if is_due(place, keep.save_every)]
+    stay = {*(due[-keep.keep_last :] if keep.keep_last else due), *places[-newest:]}
+    stay |= {place for place in due if is_due(place, keep.keep_every)}
+    return stay | {Place(best.step) for place in stay if (best := bests.get(place))}
+
+
+def is_due(place: Place, every: int) -> bool:
+    return every > 0 and place.step > 0 and place.updates == 0 and place.step % every == 0
+
+
+def write_best(folder: Path, best: Best | None) -> None:
+    path = folder / "best.json"
+    if best is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_text(json.dumps(asdict(best)), encoding="utf-8")
+
+
+def not_written(path: Path, fault: OSError) -> UserError:
+    return UserError(
+        f"the checkpoint {path} could not be written",
+        evidence=str(fault),
+        fix="make room, or name another --output; the checkpoints before it are whole",
+        exit_code=4,
+    )
+
+
+def way_back(folder: Path, keep: KeepConfig) -> tuple[Path | None, list[str]]:
+    """The checkpoint that a run in this folder goes on from, and what is to be said of damaged ones."""
+    source = Path(keep.resume) if keep.resume else folder
+    if (place := Place.of(source.name)) and keep.resume:
+        if found := damages(source):
+            raise UserError(f"{source} is damaged", evidence=found[0], fix=f"kinkajou verify {source}", exit_code=4)
+        return source, []
+    shelf = Shelf(source / "checkpoints")
+    if keep.from_step is not None:
+        place = Place(keep.from_step)
+        if place not in shelf.places():
+            known = ", ".join(str(place.step) for place in shelf.places() if not place.updates)
+            raise UserError(
+                f"there is no checkpoint of step {keep.from_step} in {source}", evidence=f"it has: {known or 'none'}"
+            )
+        if found := damages(shelf.path(place)):
+            raise UserError(f"{shelf.path(place)} is damaged", evidence=found[0], exit_code=4)
+        return shelf.path(place), []
+    newest, said = shelf.newest()
+    if newest:
+        return shelf.path(newest), said
+    if said:
+        raise UserError(
+            f"no checkpoint of {source} is whole",
+            evidence="; ".join(said[:3]),
+            fix="--overwrite starts from the beginning, another --output leaves them where they are",
+            exit_code=4,
+        )
+    if keep.resume:
+        raise UserError(f"{source} has no checkpoint to go on from", fix="name a run folder or one of its checkpoints")
+    return None, []
+
+
+def facts_of(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a checkpoint says of its run, and of the clock and machine."""
+    return read_state(folder, RUN), read_state(folder, CLOCK)

@@ -1,10 +1,13 @@
 """Strategies: how parameters, gradients and optimiser state lie over ranks.  Trainers know only the protocol."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from kinkajou.parallel import files
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -56,6 +59,19 @@ class Strategy(Protocol):
 
     def full_state(self, model: nn.Module) -> dict[str, Tensor] | None:
         """The state dict whole in the main process's memory, nothing elsewhere; None where the model has it already."""
+        ...
+
+    def saver(self, tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
+        """Copies to the host what this process has to write of the tensors; what is returned writes it, in any thread.
+
+        Whole tensors become PATH.safetensors, by the main process alone; shards become PATH-00001-of-00004.safetensors,
+        one file of each process.  All ranks call this together, and each its own writer.
+        """
+        ...
+
+    def fill(self, tensors: Mapping[str, Tensor], paths: Sequence[Path]) -> None:
+        """Fills tensors in place from files that a `saver` or Hugging Face wrote, under any strategy and on any number
+        of ranks."""
         ...
 
     def all_sum(self, x: Tensor) -> Tensor: ...
@@ -110,6 +126,14 @@ class Single:
 
     def full_state(self, model: nn.Module) -> dict[str, Tensor] | None:
         return None
+
+    def saver(self, tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
+        if not self.main:
+            return lambda path: None
+        return files.writer({name: files.held(x) for name, x in tensors.items()}, ".safetensors")
+
+    def fill(self, tensors: Mapping[str, Tensor], paths: Sequence[Path]) -> None:
+        files.fill(tensors, paths)
 
     def all_sum(self, x: Tensor) -> Tensor:
         return x

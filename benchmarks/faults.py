@@ -1,7 +1,7 @@
-"""`python -m benchmarks.faults kills|...`: what a run survives, measured; docs/reliability.md has the tables.
+"""`python -m benchmarks.faults NAME`: what a run survives, measured; docs/reliability.md has the tables.
 
-`--write` keeps the figures in benchmarks/results/faults-NAME.json; `--seconds` stops a campaign in time, and the same
-command goes on with it.  `--quick` makes 25 kills, five a stage, and prints their summary as JSON.
+`--write` keeps the figures in benchmarks/results/faults-NAME.json.  `--seconds` begins nothing new after so many, and
+the same command with `--write` goes on from there.  `--quick` makes 25 kills, five a stage.
 """
 
 import argparse
@@ -9,54 +9,88 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.trials import kills
+from benchmarks.trials import kills, on_ranks, seeds, stall, stops, storage
+from benchmarks.trials.kills import Bench
 
 RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
 
 
-def result_file(name: str) -> Path:
-    return RESULTS / f"faults-{name}.json"
+@dataclass(frozen=True)
+class Campaign:
+    """Trials that follow one another, each a row; what is right of a row, and the figures of all."""
+
+    jobs: Callable[[Path, argparse.Namespace], list[Callable[[], Row]]]
+    right: Callable[[Row], bool]
+    summary: Callable[[list[Row]], Row]
+    help: str
 
 
-def kept(name: str, again: bool) -> dict[str, Any]:
-    path = result_file(name)
-    return json.loads(path.read_text()) if path.is_file() and not again else {}
+CAMPAIGNS = {
+    "kills": Campaign(
+        lambda folder, given: kills.jobs(Bench.make(folder), given.each, given.seed),
+        kills.right,
+        kills.summary,
+        "kill -9 at every named point, 50 a stage",
+    ),
+    "stops": Campaign(
+        lambda folder, given: stops.jobs(Bench.make(folder), given.each),
+        stops.right,
+        stops.summary,
+        "SIGTERM and SIGINT at random moments",
+    ),
+    "storage": Campaign(
+        lambda folder, given: storage.jobs(Bench.make(folder)),
+        storage.right,
+        storage.summary,
+        "full disks, read-only folders",
+    ),
+    "seeds": Campaign(
+        lambda folder, given: seeds.jobs(Bench.make(folder)), seeds.right, seeds.summary, "the same seed twice"
+    ),
+    "ranks": Campaign(
+        lambda folder, given: on_ranks.jobs(Bench.make(folder), 20, given.seed),
+        on_ranks.right,
+        on_ranks.summary,
+        "kill -9 of one of two ranks under torchrun",
+    ),
+    "stall": Campaign(
+        lambda folder, given: stall.jobs(folder, rounds=4), stall.right, stall.summary, "what checkpoints cost"
+    ),
+}
 
 
-def keep(name: str, found: dict[str, Any]) -> None:
-    result_file(name).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-
-
-def run_kills(folder: Path, given: argparse.Namespace) -> int:
-    bench = kills.Bench.make(folder)
-    planned = kills.plan(bench, given.each, given.seed)
-    rows: list[dict[str, Any]] = [] if given.quick else kept("kills", given.again).get("trials", [])
+def run(name: str, folder: Path, given: argparse.Namespace) -> bool:
+    """Whether all trials so far are right."""
+    campaign, path = CAMPAIGNS[name], RESULTS / f"faults-{name}.json"
     until = time.monotonic() + given.seconds
-    for number in range(len(rows), len(planned)):
+    before = path.is_file() and given.write and not given.again
+    rows: list[Row] = json.loads(path.read_text())["trials"] if before else []
+    jobs = campaign.jobs(folder, given)
+    for number in range(len(rows), len(jobs)):
         if time.monotonic() > until:
             break
-        row = kills.as_row(kills.tried(bench, planned[number], number))
-        rows.append(row)
-        if row["code"] or row["different"]:
-            print(number, json.dumps(row, indent=1), file=sys.stderr, flush=True)
+        rows.append(jobs[number]())
+        if not campaign.right(rows[-1]):
+            print(number, json.dumps(rows[-1], indent=1), file=sys.stderr, flush=True)
         if given.write:
-            keep("kills", {"summary": kills.summary(rows), "trials": rows})
-    told = kills.summary(rows)
-    print(json.dumps(told))
-    return 1 if told["lost"] or told["different"] else 0
-
-
-COMMANDS = {"kills": run_kills}
+            found = {"planned": len(jobs), "summary": campaign.summary(rows), "trials": rows}
+            path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({"planned": len(jobs), **campaign.summary(rows)}))
+    return all(map(campaign.right, rows))
 
 
 def main() -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("what", nargs="?", default="kills", choices=[*COMMANDS])
+    told = "; ".join(f"{name}: {campaign.help}" for name, campaign in CAMPAIGNS.items())
+    flags.add_argument("name", nargs="?", default="kills", choices=[*CAMPAIGNS], help=told)
     flags.add_argument("--quick", action="store_true", help="25 kills for the tests")
-    flags.add_argument("--each", type=int, default=50, help="kills a stage")
+    flags.add_argument("--each", type=int, default=50, help="kills a stage, or signals")
     flags.add_argument("--seed", type=int, default=0, help="decides the moments")
     flags.add_argument("--seconds", type=float, default=1e9, help="begin nothing new after so many seconds")
     flags.add_argument("--write", action="store_true", help="keep the figures")
@@ -67,9 +101,9 @@ def main() -> int:
         given.each = 5
     if given.folder:
         given.folder.mkdir(parents=True, exist_ok=True)
-        return COMMANDS[given.what](given.folder, given)
+        return 0 if run(given.name, given.folder, given) else 1
     with tempfile.TemporaryDirectory(prefix="kinkajou-faults-") as name:
-        return COMMANDS[given.what](Path(name), given)
+        return 0 if run(given.name, Path(name), given) else 1
 
 
 if __name__ == "__main__":

@@ -41,11 +41,15 @@ def warm() -> None:
 
 
 def command(
-    *arguments: str, fault: str = "", before: Callable[[], None] | None = None, seen: Path | None = None
+    *arguments: str,
+    fault: str = "",
+    before: Callable[[], None] | None = None,
+    seen: Path | None = None,
+    begun: Path | None = None,
 ) -> Callable[[], int]:
     """`kinkajou ARGUMENTS` with a fault armed; `before` may change the process first.
 
-    Into `seen` goes how often each point was reached, a line for each.
+    Into `seen` goes how often each point was reached, a line for each; `begun` is made once training begins.
     """
 
     def work() -> int:
@@ -58,6 +62,8 @@ def command(
         times: Counter[str] = Counter()
         if seen:
             faults._reach = lambda point: times.update([point]) or ""
+        if begun:
+            faults._reach = lambda point: begun.touch() or ""
         code = main(list(arguments))
         if seen:
             seen.write_text("".join(f"{name} {number}\n" for name, number in times.items()))
@@ -112,6 +118,15 @@ def wait(pid: int, log: Path, *, timeout_s: float = 60.0, began: float | None = 
             os.waitpid(pid, 0)
             raise TimeoutError(f"no end after {timeout_s:.0f} s:\n{log.read_text(errors='replace')[-3000:]}")
         time.sleep(0.002)
+
+
+def until(there: Callable[[], bool], pid: int, log: Path, *, timeout_s: float = 30.0) -> None:
+    """Waits for something that a child does."""
+    end = time.monotonic() + timeout_s
+    while not there():
+        if time.monotonic() > end or os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            raise RuntimeError(f"a run ended too early, or did not come to its first step:\n{log.read_text()[-3000:]}")
+        time.sleep(0.001)
 
 
 def run(work: Callable[[], int], log: Path, *, timeout_s: float = 60.0) -> Ended:

@@ -8,8 +8,9 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,31 +32,14 @@ class Trial:
 
 
 @dataclass
-class Result:
-    variant: str
-    faults: list[str]
-    died: list[int]
-    """Exit codes of the lives that a fault should end."""
-    code: int
-    """Exit code of the last life."""
-    different: list[str]
-    resumed: bool
-    seconds: float
-    said: str = ""
-    """The last words of a trial that failed."""
-
-    @property
-    def whole(self) -> bool:
-        return self.code == 0 and not self.different
-
-
-@dataclass
 class Bench:
     """A folder of the world and of the runs that were left alone, one of each variant."""
 
     folder: Path
     alone: dict[str, dict[str, str]] = field(default_factory=dict)
     counts: dict[str, Mapping[str, int]] = field(default_factory=dict)
+    lasted: dict[str, float] = field(default_factory=dict)
+    """Seconds of those runs."""
 
     @staticmethod
     def make(folder: Path) -> "Bench":
@@ -80,7 +64,12 @@ class Bench:
             if ended.code:
                 raise RuntimeError(f"{variant}: exit {ended.code}\n{ended.said[-3000:]}")
             self.alone[variant], self.counts[variant] = digests(output), forked.counts(seen)
+            self.lasted[variant] = ended.seconds
         return self.alone[variant]
+
+    def step_s(self, variant: str) -> float:
+        """At most the longest step of such a run, with its checkpoint."""
+        return self.lasted[variant] / max(1, self.counts[variant].get("step.start", 1))
 
 
 def variants_of(stage: str) -> list[str]:
@@ -131,7 +120,7 @@ def fault_of(bench: Bench, variant: str, point: str, dice: random.Random, again:
         yield f"{other}:{dice.randint(1, max(1, counts[other] // 3))}:kill"
 
 
-def tried(bench: Bench, trial: Trial, number: int) -> Result:
+def tried(bench: Bench, trial: Trial, number: int) -> dict[str, Any]:
     """One trial in a folder of its own, which is deleted where nothing is wrong with it."""
     wanted, output = bench.left_alone(trial.variant), bench.folder / f"trial-{number}"
     shutil.rmtree(output, ignore_errors=True)
@@ -145,19 +134,18 @@ def tried(bench: Bench, trial: Trial, number: int) -> Result:
     if died[-1] == KILLED:
         ended = forked.run(forked.command(*arguments), log)
     different = differing(wanted, digests(output))
-    found = Result(
-        trial.variant,
-        list(trial.faults),
-        died,
-        ended.code,
-        different,
-        "goes on" in ended.said,
-        round(time.monotonic() - began, 2),
-    )
-    if found.whole:
-        shutil.rmtree(output)
-    else:
-        found.said = ended.said[-1500:]
+    found = {
+        "variant": trial.variant,
+        "faults": list(trial.faults),
+        "died": died,  # exit codes of the lives that a fault should end
+        "code": ended.code,
+        "different": different,
+        "resumed": "goes on" in ended.said,
+        "seconds": round(time.monotonic() - began, 2),
+    }
+    if not right(found):
+        return found | {"said": ended.said[-1500:]}
+    shutil.rmtree(output)
     return found
 
 
@@ -183,5 +171,9 @@ def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def as_row(result: Result) -> dict[str, Any]:
-    return asdict(result)
+def jobs(bench: Bench, each: int, seed: int) -> list[Callable[[], dict[str, Any]]]:
+    return [partial(tried, bench, trial, number) for number, trial in enumerate(plan(bench, each, seed))]
+
+
+def right(row: Mapping[str, Any]) -> bool:
+    return row["code"] == 0 and not row["different"]

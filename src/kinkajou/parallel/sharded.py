@@ -4,8 +4,9 @@ Each rank holds 1 / n of every float32 weight with its gradient and optimiser st
 before its forward pass, in the compute type, and its gradients are summed in float32.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
@@ -21,6 +22,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from kinkajou.parallel import files
 from kinkajou.parallel.ranks import Ranks
 from kinkajou.parallel.tensors import split_matrices
 
@@ -168,6 +170,21 @@ class Sharded(Ranks):
             if self.main:
                 found[name] = seen[id(x)]
         return found if self.main else None
+
+    def saver(self, tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
+        if not any(isinstance(x, DTensor) for x in tensors.values()):
+            return super().saver(tensors)
+        own = {name: files.held(x.detach()) for name, x in tensors.items() if self._writes(x)}
+        parts = {name: (x, offsets) for name, (x, offsets) in own.items() if x.numel()}
+        return files.writer(parts, f"-{dist.get_rank() + 1:05d}-of-{dist.get_world_size():05d}.safetensors")
+
+    def _writes(self, x: Tensor) -> bool:
+        """Whether this is the process that writes its part: of those that hold the same, the first."""
+        if not isinstance(x, DTensor):
+            return self.main
+        dims = zip(x.device_mesh.mesh_dim_names or (), x.placements, strict=True)
+        split = {name for name, placement in dims if not placement.is_replicate()}
+        return all(name in split or self.mesh.get_local_rank(name) == 0 for name in ("data", "tensor"))
 
 
 def own_part(x: Tensor) -> Tensor:

@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kinkajou.errors import UserError
+from kinkajou.parallel import files
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
@@ -67,14 +65,16 @@ class Strategy(Protocol):
         ...
 
     def saver(self, tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
-        """Copies what this process has to write of them; what is returned writes it, on any thread, by itself.
+        """Copies to the host what this process has to write of the tensors; what is returned writes it, in any thread.
 
-        Whole tensors go to `PATH.safetensors`, shards to one file of each process.
+        Whole tensors become PATH.safetensors, by the main process alone; shards become PATH-00001-of-00004.safetensors,
+        one file of each process.  All ranks call this together, and each its own writer.
         """
         ...
 
-    def fill(self, tensors: Mapping[str, Tensor], files: Sequence[Path]) -> None:
-        """Reads these tensors, which may be shards, from files that together hold each of them."""
+    def fill(self, tensors: Mapping[str, Tensor], paths: Sequence[Path]) -> None:
+        """Fills tensors in place from files that a `saver` or Hugging Face wrote, under any strategy and on any number
+        of ranks."""
         ...
 
     def all_sum(self, x: Tensor) -> Tensor: ...
@@ -142,23 +142,12 @@ class Single:
         return {name: trained.get(id(x), x.detach()) for name, x in model.state_dict(keep_vars=True).items()}
 
     def saver(self, tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
-        copies = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items() if self.main}
+        if not self.main:
+            return lambda path: None
+        return files.writer({name: files.held(x) for name, x in tensors.items()}, ".safetensors")
 
-        def write(path: Path) -> None:
-            if self.main:
-                save_file(copies, path.with_name(f"{path.name}.safetensors"))
-
-        return write
-
-    @torch.no_grad()
-    def fill(self, tensors: Mapping[str, Tensor], files: Sequence[Path]) -> None:
-        left = dict(tensors)
-        for path in files:
-            with safe_open(path, framework="pt") as file:
-                for name in left.keys() & set(file.keys()):
-                    left.pop(name).copy_(file.get_tensor(name))
-        if left:
-            raise UserError(f"{sorted(left)[0]} is in none of the files", evidence=str(files), exit_code=4)
+    def fill(self, tensors: Mapping[str, Tensor], paths: Sequence[Path]) -> None:
+        files.fill(tensors, paths)
 
     def all_sum(self, x: Tensor) -> Tensor:
         return x

@@ -41,7 +41,7 @@ class Round(Generic[B]):
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "batch"}
 
     def copied(self, s: Strategy) -> Copied:
-        return saved(s, FILE, {name: x for name, x in vars(self.batch).items()})
+        return saved(s, FILE, vars(self.batch))
 
 
 def read_round(kind: type[B], folder: Path, plain: Mapping[str, Any], s: Strategy) -> Round[B]:

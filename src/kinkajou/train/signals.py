@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT while training: the first asks for a checkpoint and an orderly end, a second one leaves at once."""
+"""SIGTERM and SIGINT while training: the first asks for a checkpoint and an end, the second leaves at once."""
 
 import os
 import signal

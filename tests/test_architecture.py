@@ -45,8 +45,8 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "evals/reward_page.py": ({"rich"}, {"evals", "findings"}),
     "report/": (set(), {"report", "errors"}),
     "train/": (
-        TORCH | {"rich", "safetensors"},
-        {"train", "config", "errors", "findings", "faults", "batch", "memory"}
+        TORCH | {"rich", "safetensors", "numpy"},
+        {"train", "config", "errors", "findings", "faults", "batch", "memory", "checkpoint"}
         | {"algos", "models", "data", "parallel", "engine", "rewards", "evals", "plan"},
     ),
     "chat.py": (TORCH, {"config", "errors", "batch", "data", "engine", "models"}),

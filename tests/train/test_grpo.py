@@ -221,7 +221,7 @@ def test_a_prompt_that_comes_again_in_a_step_says_something_else(small: Small, t
     data = write_rows(tmp_path / "few.jsonl", [{"prompt": f"w{i} w{i + 1}"} for i in range(10, 14)])
     seen: list[str] = []
     cfg = small.settings("grpo", tmp_path / "run", prompts=data, dynamic_sampling=2, reward="rule:mentions:nothing")
-    made = parts.load_parts(cfg, inputs.rl_inputs(cfg), Single())
+    made = parts.load_parts(cfg, inputs.rl_records(cfg), Single())
     generate = made.engine.generate
 
     def watched(*given: Any, **named: Any) -> Any:
@@ -325,7 +325,7 @@ def test_the_base_below_adapters_is_the_reference(
 def test_a_reference_only_where_it_is_needed(small: Small, tmp_path: Path) -> None:
     def reference(**changes: Any) -> Any:
         cfg = small.settings("grpo", tmp_path / "run", **changes)
-        return parts.load_parts(cfg, inputs.rl_inputs(cfg), Single()).reference
+        return parts.load_parts(cfg, inputs.rl_records(cfg), Single()).reference
 
     assert reference() is None
     assert reference(kl_coef=0.01) is not None

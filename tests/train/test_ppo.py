@@ -32,7 +32,7 @@ def samples(run: Path) -> list[dict[str, Any]]:
 def load(small: Small, tmp_path: Path, **changes: Any) -> tuple[parts.RLParts, Any]:
     """The parts, and the critic's model (None over a shared trunk)."""
     cfg = small.settings("ppo", tmp_path / "run", **changes)
-    made = parts.load_parts(cfg, inputs.rl_inputs(cfg), Single())
+    made = parts.load_parts(cfg, inputs.rl_records(cfg), Single())
     critic = parts.load_critic(cfg, made, Single())
     return made, critic and critic.model
 

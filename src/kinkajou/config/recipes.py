@@ -16,6 +16,11 @@ def flat(config: Any) -> dict[str, Any]:
     return rows
 
 
+def jsonable(x: Any) -> Any:
+    """A setting as it comes back from JSON or TOML."""
+    return list(x) if isinstance(x, tuple) else x
+
+
 def to_toml(tables: dict[str, dict[str, Any]]) -> str:
     """TOML of flat tables; None is left out, since it means 'not given'."""
     lines: list[str] = []

@@ -301,14 +301,15 @@ def model_files(
         inner.generation_config.eos_token_id = sorted({int(tokenizer.eos_token_id), *end_ids})
         inner.generation_config.pad_token_id = tokenizer.pad_token_id
     inner.config.pad_token_id = tokenizer.pad_token_id
-    settings = copy.deepcopy(inner.generation_config)
+    settings = copy.deepcopy(getattr(inner, "generation_config", None))
 
     def write(folder: Path) -> None:
         assert weights is not None
         if lora == "merged":
             with torch.device("meta"):
                 shell: Any = type(inner)(inner.config)
-            shell.generation_config = settings
+            if settings is not None:
+                shell.generation_config = settings
             adapters.save_adapted(shell, str(folder), adapters.merged_weights(model.module, dict(weights)))
         else:
             adapters.save_adapted(model.module, str(folder), dict(weights))

@@ -3,9 +3,20 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 from kinkajou import config
-from kinkajou.train.inputs import prefer_inputs, records, reward_inputs, rl_inputs, sft_inputs, trace_file
+from kinkajou.train.inputs import records, trace_file
+from kinkajou.train.occupied import occupied
+
+TRAINERS = {
+    "sft": ("sft", "train_sft"),
+    "reward": ("reward", "train_reward"),
+    "prefer": ("preference", "train_preference"),
+    "ppo": ("ppo", "train_ppo"),
+    "grpo": ("grpo", "train_grpo"),
+}
+"""Module and function of each stage."""
 
 
 @contextmanager
@@ -21,44 +32,33 @@ def naming_lost_ranks() -> Iterator[None]:
         raise
 
 
-@naming_lost_ranks()
+def start(stage: str, cfg: config.StageConfig) -> None:
+    """A run of its own, or the rest of one that was stopped in the same folder."""
+    with naming_lost_ranks(), occupied(stage, cfg) as free:
+        if free:
+            inputs = records(cfg)
+            module, name = TRAINERS[stage]
+            getattr(import_module(f"kinkajou.train.{module}"), name)(cfg, inputs)
+
+
 def start_sft(cfg: config.SFTConfig) -> None:
-    inputs = sft_inputs(cfg)
-    from kinkajou.train.sft import train_sft
-
-    train_sft(cfg, inputs)
+    start("sft", cfg)
 
 
-@naming_lost_ranks()
 def start_reward(cfg: config.RewardConfig) -> None:
-    inputs = reward_inputs(cfg)
-    from kinkajou.train.reward import train_reward
-
-    train_reward(cfg, inputs)
+    start("reward", cfg)
 
 
-@naming_lost_ranks()
 def start_ppo(cfg: config.PPOConfig) -> None:
-    inputs = rl_inputs(cfg)
-    from kinkajou.train.ppo import train_ppo
-
-    train_ppo(cfg, inputs)
+    start("ppo", cfg)
 
 
-@naming_lost_ranks()
 def start_grpo(cfg: config.GRPOConfig) -> None:
-    inputs = rl_inputs(cfg)
-    from kinkajou.train.grpo import train_grpo
-
-    train_grpo(cfg, inputs)
+    start("grpo", cfg)
 
 
-@naming_lost_ranks()
 def start_prefer(cfg: config.PreferConfig) -> None:
-    inputs = prefer_inputs(cfg)
-    from kinkajou.train.preference import train_preference
-
-    train_preference(cfg, inputs)
+    start("prefer", cfg)
 
 
 def start_check(cfg: config.StageConfig, show: config.CheckConfig) -> None:

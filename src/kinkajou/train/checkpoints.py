@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from kinkajou import faults
 from kinkajou.checkpoint.manifest import damages
 from kinkajou.checkpoint.place import Place
-from kinkajou.checkpoint.room import check_room
+from kinkajou.checkpoint.room import check_room, storage_fault
 from kinkajou.checkpoint.shelf import Shelf
 from kinkajou.config import KeepConfig
 from kinkajou.errors import UserError
@@ -54,6 +55,15 @@ class Checkpoints:
         self._behind = Behind()
         self._pending: Moment | None = None
         self._written = False
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """A run that ends by a fault still lets its thread write what it has begun."""
+        self._behind.wait()
 
     def folder(self, place: Place) -> Path:
         return self.shelf.path(place)
@@ -131,7 +141,9 @@ class Checkpoints:
             for name, text in texts.items():
                 write_state(aside, name, text)
         except OSError as fault:
-            raise not_written(self.folder(moment.place), fault) from fault
+            told = storage_fault("written", self.folder(moment.place), fault)
+            self.shelf.discard(moment.place)
+            raise told from fault
         if self.strategy.processes == 1:
             self._commit(moment)
 
@@ -182,15 +194,6 @@ def write_best(folder: Path, best: Best | None) -> None:
         path.unlink(missing_ok=True)
     else:
         path.write_text(json.dumps(asdict(best)), encoding="utf-8")
-
-
-def not_written(path: Path, fault: OSError) -> UserError:
-    return UserError(
-        f"the checkpoint {path} could not be written",
-        evidence=str(fault),
-        fix="make room, or name another --output; the checkpoints before it are whole",
-        exit_code=4,
-    )
 
 
 def way_back(folder: Path, keep: KeepConfig) -> tuple[Path | None, list[str]]:

@@ -22,6 +22,8 @@ class Console:
         self.stage, self.total, self.shown, self.every, self.active = stage, total, shown, every, active
         self.out = RichConsole(highlight=False, soft_wrap=True)
         self.started = time.monotonic()
+        self.first = 0
+        """Steps that were made before this process."""
         self.bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
@@ -46,7 +48,7 @@ class Console:
 
     def show(self, step: int, row: Mapping[str, Any]) -> None:
         """Moves the bar; every N steps, and at the last, leaves a line."""
-        speed = step / max(time.monotonic() - self.started, 1e-9)
+        speed = (step - self.first) / max(time.monotonic() - self.started, 1e-9)
         numbers = "  ".join(f"{name} {readable(row[name])}" for name in self.shown if name in row)
         self.bar.update(self.task, completed=step, numbers=f"{speed:.2g} steps/s  {numbers}")
         if self.active and (step % self.every == 0 or step == self.total):

@@ -17,8 +17,8 @@ from kinkajou.data.chat import ChatFormat
 from kinkajou.data.loader import Shuffle, share
 from kinkajou.models.forward import PackedModel
 from kinkajou.models.load import find_model
-from kinkajou.train.identity import digest_of_format, digest_of_model
-from kinkajou.train.kept import Kept, ModelFolder, OptimizerState, RandomState
+from kinkajou.train.identity import digest_of_model
+from kinkajou.train.kept import Kept, ModelFolder, OptimizerState, RandomState, digest_of_format
 from kinkajou.train.optim import lr_at, set_lr
 from kinkajou.train.run import Run
 from kinkajou.train.update import Objective, update

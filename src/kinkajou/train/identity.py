@@ -1,12 +1,10 @@
 """Digests of what a run is made from, and the settings that may differ when it goes on."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kinkajou.data.chat import ChatFormat
 from kinkajou.errors import UserError
 
 WHOLE = 64 * 2**20
@@ -38,11 +36,6 @@ def digest_of(*parts: Iterable[object]) -> str:
             digest.update(repr(row).encode())
         digest.update(b"\0")
     return digest.hexdigest()
-
-
-def digest_of_format(form: ChatFormat) -> str:
-    known = sorted(form.tokenizer.get_vocab().items())
-    return hashlib.sha256(json.dumps([known, form.tokenizer.chat_template]).encode()).hexdigest()
 
 
 def digest_of_model(source: str) -> str:

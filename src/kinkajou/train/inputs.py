@@ -11,8 +11,6 @@ from kinkajou import config
 from kinkajou.data.loader import hold_out
 from kinkajou.data.sources import (
     Chat,
-    Judged,
-    Pair,
     Prompt,
     Rows,
     describe_skipped,
@@ -23,7 +21,6 @@ from kinkajou.data.sources import (
 )
 from kinkajou.errors import UserError
 from kinkajou.rewards.specs import check_specs
-from kinkajou.train.restart import written_by_last_try
 
 R = TypeVar("R")
 
@@ -42,7 +39,7 @@ class RLInputs:
 
 
 def records(cfg: config.StageConfig) -> Inputs[Any] | RLInputs:
-    """What any stage trains on, whether or not its output folder is free."""
+    """What any stage trains on."""
     match cfg:
         case config.SFTConfig():
             return split(cfg.source, cfg.run.seed, read_chats)
@@ -52,26 +49,6 @@ def records(cfg: config.StageConfig) -> Inputs[Any] | RLInputs:
             return split(cfg.source, cfg.run.seed, read_judged if cfg.method.reads == "judged" else read_pairs)
         case _:
             return rl_records(cfg)
-
-
-def sft_inputs(cfg: config.SFTConfig) -> Inputs[Chat]:
-    check_output(cfg.run)
-    return split(cfg.source, cfg.run.seed, read_chats)
-
-
-def reward_inputs(cfg: config.RewardConfig) -> Inputs[Pair]:
-    check_output(cfg.run)
-    return split(cfg.source, cfg.run.seed, read_pairs)
-
-
-def prefer_inputs(cfg: config.PreferConfig) -> Inputs[Pair | Judged]:
-    check_output(cfg.run)
-    return split(cfg.source, cfg.run.seed, read_judged if cfg.method.reads == "judged" else read_pairs)
-
-
-def rl_inputs(cfg: config.RLConfig) -> RLInputs:
-    check_output(cfg.run)
-    return rl_records(cfg)
 
 
 def rl_records(cfg: config.RLConfig) -> RLInputs:
@@ -100,19 +77,6 @@ def told(rows: Rows[R]) -> tuple[R, ...]:
     if rows.skipped and os.environ.get("RANK", "0") == "0":
         print(describe_skipped(rows.skipped), file=sys.stderr)
     return rows.rows
-
-
-def check_output(settings: config.RunConfig) -> None:
-    """Refuses a folder that already holds a run, before anything is loaded.  Only rank 0 looks."""
-    folder = Path(settings.output)
-    if int(os.environ.get("RANK", "0")) or not (folder / "config.toml").is_file():
-        return
-    if not (settings.overwrite or written_by_last_try(folder)):
-        raise UserError(
-            f"{folder} already holds a run",
-            evidence=f"{folder / 'config.toml'} exists",
-            fix="choose another --output, or pass --overwrite to delete that run",
-        )
 
 
 def trace_file(name: str) -> Path | None:

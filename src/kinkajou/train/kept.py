@@ -1,12 +1,13 @@
 """What decides the future of a run besides its settings: copied into checkpoints, put back when the run goes on."""
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -168,7 +169,7 @@ class RandomState:
     name = "random"
 
     def copied(self, s: Strategy) -> Copied:
-        kind, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
+        kind, keys, place, has_gauss, gauss = cast(Any, np.random.get_state(legacy=True))
         state = {
             "python": random.getstate(),
             "numpy": [kind, keys.tolist(), place, has_gauss, gauss],
@@ -204,6 +205,11 @@ def draw() -> None:
     torch.rand(())
 
 
+def digest_of_format(form: ChatFormat) -> str:
+    known = sorted(form.tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps([known, form.tokenizer.chat_template]).encode()).hexdigest()
+
+
 def bytes_of(text: str) -> Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
 
@@ -229,7 +235,7 @@ def state_files(folder: Path, name: str) -> list[Path]:
 def names_in(files: Iterable[Path]) -> set[str]:
     found: set[str] = set()
     for path in files:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             found |= set(file.keys())
     return found
 

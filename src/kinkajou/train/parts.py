@@ -30,9 +30,9 @@ from kinkajou.rewards.load import load_judge, parse_specs, reward_model_folder
 from kinkajou.train import planned, preflight, setup
 from kinkajou.train.averages import MovingAverage
 from kinkajou.train.engines import make_engine, sampled_from
-from kinkajou.train.identity import digest_of, digest_of_format, digest_of_model
+from kinkajou.train.identity import digest_of, digest_of_model
 from kinkajou.train.inputs import RLInputs
-from kinkajou.train.kept import STATE, Kept, ModelFolder, OptimizerState, RandomState, Weights
+from kinkajou.train.kept import STATE, Kept, ModelFolder, OptimizerState, RandomState, Weights, digest_of_format
 from kinkajou.train.optim import adamw
 from kinkajou.train.plan_job import needs_reference
 from kinkajou.train.sft import collate

@@ -6,7 +6,6 @@ The folder is the interface between all tools: `config.toml`, `metrics.jsonl`, `
 """
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,15 +19,17 @@ from torch.profiler import record_function
 from kinkajou import config, faults
 from kinkajou.batch import TokenBatch
 from kinkajou.checkpoint.place import Place
+from kinkajou.config.recipes import jsonable
 from kinkajou.errors import UserError
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.train.checkpoints import Best, Checkpoints, Moment, facts_of, is_due, way_back, write_best
 from kinkajou.train.console import Console, environment
 from kinkajou.train.diagnosis import Diagnosis, StepFinding, step_finding, stops
-from kinkajou.train.identity import check_made_from, check_settings
+from kinkajou.train.identity import FREE, check_made_from, check_settings
 from kinkajou.train.kept import Kept, draw
 from kinkajou.train.logs import FINDINGS, LOGS, METRICS, SAMPLES, TIMING, Logs
 from kinkajou.train.nonfinite import NotFinite
+from kinkajou.train.occupied import LOCK
 from kinkajou.train.planned import PLANNED
 from kinkajou.train.restart import written_by_last_try
 from kinkajou.train.round import Round, read_round
@@ -77,13 +78,14 @@ class Run:
         self._taken_up: tuple[Path, Mapping[str, Any]] | None = None
         self._phase_s: dict[str, float] = {}
         self._phase_tokens: dict[str, int] = {}
-        facts = {"stage": stage, "settings": {name: jsonable(x) for name, x in config.flat(cfg).items()}}
+        settings = {name: jsonable(x) for name, x in config.flat(cfg).items() if name not in FREE}
+        facts = {"stage": stage, "settings": settings}
         self.environment = environment(strategy.world)
         self.kept = kept or Kept()
         self.checkpoints = Checkpoints(self.folder / "checkpoints", cfg.keep, self.kept, strategy, facts)
         self.console = Console(stage, self.total, shown, every=cfg.run.log_every, active=self.writes)
         self.started = time.monotonic()
-        self.resumed = self._begin(facts["settings"])
+        self.resumed = self._begin(settings)
         if self.writes:
             tables = {stage: config.flat(cfg), "environment": self.environment}
             (self.folder / "config.toml").write_text(config.to_toml(tables), encoding="utf-8")
@@ -99,7 +101,7 @@ class Run:
     def steps(self) -> Iterator[int]:
         """The steps that are still to be made, from 1; the bar moves with them."""
         self.console.first = self.behind
-        with self.console, self.signals:
+        with self.console, self.signals, self.checkpoints:
             faults.reached("run.start")
             for step in range(self.behind + 1, self.total + 1):
                 self.step = step
@@ -165,6 +167,8 @@ class Run:
         votes = [self.signals.asked == 15, self.signals.asked == 2, self.writes and late, *self.checkpoints.flags]
         term, interrupt, late, busy, failed = (x > 0 for x in self.strategy.agree(votes))
         self.checkpoints.go_on(busy, failed)
+        if lock := LOCK.get():
+            lock.beat()
         if due or late or term or interrupt:
             self.save()
         if term or interrupt:
@@ -264,14 +268,14 @@ class Run:
 
     def _begin(self, settings: Mapping[str, Any]) -> bool:
         """An empty folder, or everything as it was at a checkpoint; returns whether the run goes on from one."""
-        fault, found, said = None, None, []
+        fault, found = None, None
+        said: list[str] = []
         if self.writes and not self._anew():
             try:
                 found, said = way_back(self.folder, self.keep)
             except UserError as seen:  # told once every rank knows
                 fault = seen
-        (told,) = self.strategy.gather([(found, said, fault)])[:1]
-        found, said, fault = cast("tuple[Path | None, list[str], UserError | None]", told)
+        found, said, fault = self.strategy.told((found, said, fault))
         if fault:
             raise fault
         for text in said:
@@ -304,7 +308,7 @@ class Run:
         self.behind = self.step = place.step
         self.best = Best(**run["best"]) if run["best"] else None
         self.started -= clock["elapsed_s"]
-        said = []
+        said: list[str] = []
         if self.writes:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             said = self.logs.cut({**run["logs"], TIMING: clock.get(TIMING, 0)}, source)
@@ -317,7 +321,7 @@ class Run:
             self._taken_up = found, run["round"]
         if source == self.folder:
             self.checkpoints.on_disk.add(place)
-        for row in cast("list[dict[str, Any]]", self.strategy.gather(self.logs.rows(METRICS))):
+        for row in self.strategy.told(self.logs.rows(METRICS)):
             self.step = row.pop("step")
             self._observe(row, write=False)
         self.step = place.step
@@ -335,10 +339,3 @@ def other_machine(then: Mapping[str, Any], now: Mapping[str, Any], rounded: Sequ
     ]
     changed += rounded
     return [f"not equal to the bit to a run without a stop: {'; '.join(changed)}"] if changed else []
-
-
-def jsonable(x: Any) -> Any:
-    """A setting as it comes back from JSON."""
-    if isinstance(x, tuple):
-        return list(x)
-    return None if isinstance(x, float) and math.isinf(x) else x

@@ -1,0 +1,89 @@
+"""A run's folder before anything is loaded: taken by this process alone, able to take files, and free or to go on."""
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from kinkajou import config
+from kinkajou.checkpoint.lock import RunLock
+from kinkajou.checkpoint.room import probe
+from kinkajou.config.recipes import jsonable
+from kinkajou.errors import UserError
+from kinkajou.train.identity import check_settings
+from kinkajou.train.restart import written_by_last_try
+
+LOCK: ContextVar[RunLock | None] = ContextVar("LOCK", default=None)
+"""The lock of the run's folder, for signs of life."""
+
+
+@contextmanager
+def occupied(stage: str, cfg: config.StageConfig) -> Iterator[bool]:
+    """The run's folder is this process's inside.  False where the very run has been made and nothing is left to do."""
+    folder = Path(cfg.run.output)
+    if int(os.environ.get("RANK", "0")):  # the first process looks and locks for all
+        yield True
+        return
+    probe(folder)
+    with RunLock(folder) as lock:
+        if lock.stale:
+            print(f"note: {lock.stale}")
+        before = LOCK.set(lock)
+        try:
+            yield not made_already(stage, cfg, folder)
+        finally:
+            LOCK.reset(before)
+
+
+def made_already(stage: str, cfg: config.StageConfig, folder: Path) -> bool:
+    """Whether the run in the folder has been made already; refuses to go on with another one's."""
+    if cfg.run.overwrite or cfg.keep.resume or not (folder / "config.toml").is_file():
+        return False
+    then = settings_of(folder)
+    if stage not in then:
+        raise in_use(folder, f"it is of the stage {', '.join(name for name in then if name != 'environment')}")
+    now = {name: jsonable(x) for name, x in config.flat(cfg).items()}
+    check_settings(then[stage], now, cfg.keep.allow_change, f"the run in {folder}")
+    if cfg.keep.from_step is not None:
+        check_rewind(folder, cfg.keep.from_step)
+        return False
+    if not then[stage].get("save_state", False) and not written_by_last_try(folder):
+        raise in_use(folder, "it was made with --save_state false, so it cannot go on")
+    done = folder / "done.json"
+    if not done.is_file() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return False
+    chosen = folder / "checkpoints" / json.loads(done.read_text(encoding="utf-8"))["checkpoint"]
+    print(f"done already: {chosen}; --overwrite makes the run again")
+    return True
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    path = folder / "config.toml"
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise in_use(folder, f"{path} is not valid TOML: {fault}") from None
+
+
+def in_use(folder: Path, seen: str) -> UserError:
+    return UserError(
+        f"{folder} already holds a run",
+        evidence=seen,
+        fix="choose another --output, or pass --overwrite to delete that run",
+    )
+
+
+def check_rewind(folder: Path, step: int) -> None:
+    """`--from_step` in the run's own folder forgets what came later: that must be asked for by name."""
+    later = [path.name for path in (folder / "checkpoints").glob("step-*") if path.name > f"step-{step:06d}"]
+    if later:
+        raise UserError(
+            f"{folder} has checkpoints after step {step}",
+            evidence=", ".join(sorted(later)[:5]),
+            fix=f"--resume {folder} --from_step {step} --output OTHER leaves them; --overwrite beside --from_step "
+            "forgets them",
+        )

@@ -24,6 +24,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "exchange.py": (set(), {"data"}),
     "findings.py": (set(), set()),
     "config/": (set(), {"config", "errors"}),
+    "checkpoint/": (set(), {"checkpoint", "data", "errors", "faults"}),
     "batch.py": (TORCH, set()),
     "memory.py": (TORCH, {"errors"}),
     "algos/": (TORCH, {"algos"}),
@@ -46,7 +47,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "report/": (set(), {"report", "errors"}),
     "train/": (
         TORCH | {"rich", "safetensors"},
-        {"train", "config", "errors", "findings", "faults", "batch", "memory"}
+        {"train", "config", "errors", "findings", "faults", "batch", "memory", "checkpoint"}
         | {"algos", "models", "data", "parallel", "engine", "rewards", "evals", "plan"},
     ),
     "chat.py": (TORCH, {"config", "errors", "batch", "data", "engine", "models"}),

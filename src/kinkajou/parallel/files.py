@@ -77,7 +77,8 @@ def writer(parts: Mapping[str, tuple[Tensor, Offsets]], suffix: str) -> Callable
     places = {name: {OFFSETS: list(offsets)} for name, (_, offsets) in parts.items()}
 
     def write(path: Path) -> None:
-        save_file(tensors, path.with_name(path.name + suffix), {"format": "pt", PLACES: json.dumps(places)})
+        # One key: safetensors writes several in an order of chance, and equal states must be equal files.
+        save_file(tensors, path.with_name(path.name + suffix), {PLACES: json.dumps(places)})
 
     return write
 

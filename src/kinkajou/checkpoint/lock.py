@@ -7,7 +7,6 @@ import os
 import socket
 import stat
 import time
-import weakref
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,16 +94,12 @@ class RunLock:
         owner = read(self._handle)
         if locked is False:
             raise held(self.path, owner, "its lock is held")
-        if (
-            owner
-            and owner.host != socket.gethostname()
-            and (silent := silence(self.path, self._handle)) < owner.silence
-        ):
-            raise held(
-                self.path, owner, f"its last sign of life was {silent:.0f} s ago; {owner.silence:.0f} s are waited for"
-            )
-        if owner and locked is None and owner.host == socket.gethostname() and alive(owner.pid):
+        here = owner and owner.host == socket.gethostname()
+        if owner and here and locked is None and alive(owner.pid):
             raise held(self.path, owner, "its process is alive")
+        if owner and not here and (silent := silence(self.path, self._handle)) < owner.silence:
+            waited = f"its last sign of life was {silent:.0f} s ago; after {owner.silence:.0f} s it counts as gone"
+            raise held(self.path, owner, waited)
         if owner:
             self.stale = f"{self.path} was left by a run that is gone ({owner}); this run has taken it over"
         write(self._handle, owner_now(SILENCE))
@@ -123,11 +118,11 @@ class RunLock:
             self._handle = None
 
 
-HELD: "weakref.WeakSet[RunLock]" = weakref.WeakSet()
+HELD: set[RunLock] = set()
 
 
 def forget_all() -> None:
-    for lock in list(HELD):
+    for lock in HELD:
         lock._forget()
     HELD.clear()
 

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from kinkajou.errors import UserError
 from kinkajou.models import adapters, attention, bloom
+from kinkajou.models.folder import SHARD, write_weights
 from kinkajou.models.forward import Dtype, LanguageModel, PackedModel, ScalarModel, pack
 from kinkajou.models.heads import init_scalar_head
 from kinkajou.models.presets import PRESETS, preset_config
@@ -275,11 +276,14 @@ def save_model(
     end_ids: Iterable[int] = (),
     lora: adapters.Save = "merged",
     weights: dict[str, Tensor] | None = None,
+    shard: str = SHARD,
+    apart: bool = False,
 ) -> None:
     """A plain Hugging Face folder: safetensors, config, tokenizer with template, generation settings.
 
     `end_ids` are all tokens that end an answer; other programs stop at them too.  `weights` are the module's own by
-    name, where it holds shards alone (`Strategy.full_state`); a folder of None writes nothing.
+    name, where it holds shards alone (`Strategy.full_state`); a folder of None writes nothing.  `shard` is the size of
+    the largest file, `apart` is for a policy whose critic shares its trunk (`save_shared_critic`).
     """
     if folder is None:
         return
@@ -295,5 +299,5 @@ def save_model(
         inner.generation_config.eos_token_id = sorted({int(tokenizer.eos_token_id), *end_ids})
         inner.generation_config.pad_token_id = tokenizer.pad_token_id
     inner.config.pad_token_id = tokenizer.pad_token_id
-    adapters.save_adapted(module, str(folder), weights)
+    write_weights(module, folder, weights, shard=shard, apart=apart)
     tokenizer.save_pretrained(str(folder))

@@ -21,6 +21,8 @@ from kinkajou.errors import UserError
 NAME = ".lock"
 BEAT, SILENCE = 10.0, 120.0
 """Seconds between signs of life, and those after which the owner on another machine counts as dead."""
+PATIENCE = 0.3
+"""Seconds in which a lock that is held may come free: its process is going, or somebody only looks who holds it."""
 MAX_SILENCE = 86_400.0
 NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 MAX_BYTES = 4096
@@ -130,27 +132,58 @@ def forget_all() -> None:
 os.register_at_fork(after_in_child=forget_all)
 
 
+def holder(folder: Path) -> tuple[Owner | None, bool]:
+    """Who holds the lock, or held it last and went without releasing; and whether that run is there now."""
+    try:
+        handle = os.open(folder / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # never locked, or not for this user to see
+        return None, False
+    try:
+        owner, free = read(handle), try_lock(handle, fcntl.LOCK_SH)
+        if free:
+            fcntl.flock(handle, fcntl.LOCK_UN)
+        away = owner is not None and owner.host != socket.gethostname()
+        silent = time.time() - os.fstat(handle).st_mtime
+        here = owner is not None and (silent < owner.silence if away else free is None and alive(owner.pid))
+        return owner, free is False or here
+    except OSError:  # it is no file
+        return None, False
+    finally:
+        os.close(handle)
+
+
+def try_lock(handle: int, how: int = fcntl.LOCK_EX) -> bool | None:
+    """Whether it is ours now; None where this storage has no such locks."""
+    try:
+        fcntl.flock(handle, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as fault:
+        if fault.errno not in NO_FLOCK:
+            raise
+        return None
+    return True
+
+
 def taken(path: Path) -> tuple[int, bool | None]:
     """The open file, and whether the kernel's lock on it is ours; None where this storage has no such locks."""
+    patience = time.monotonic() + PATIENCE
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            os.close(handle)
-            raise OSError(errno.EINVAL, "it is no plain file")
-        locked: bool | None = True
+        kept = False
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            locked = False
-        except OSError as fault:
-            if fault.errno not in NO_FLOCK:
-                os.close(handle)
-                raise
-            locked = None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), os.stat(path)):
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError(errno.EINVAL, "it is no plain file")
+            locked = try_lock(handle)
+            with suppress(FileNotFoundError):  # another process has deleted the file between the two calls
+                final = locked is not False or time.monotonic() > patience
+                kept = final and os.path.samestat(os.fstat(handle), os.stat(path))
+            if kept:
                 return handle, locked
-        os.close(handle)  # another process has deleted the file between the two calls
+        finally:
+            if not kept:
+                os.close(handle)
+        time.sleep(PATIENCE / 10)
 
 
 def silence(path: Path, handle: int) -> float:

@@ -65,15 +65,19 @@ def write_manifest(folder: Path, known: Digests) -> None:
     faults.reached("save.synced")
 
 
-def damages(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint, a sentence each; nothing where it is whole."""
+def damages(folder: Path, *, content: bool = True) -> list[str]:
+    """What is wrong with a checkpoint, a sentence each; nothing where it is whole.
+
+    Without `content` names and lengths alone are compared, which takes no time.
+    """
     try:
         listed, told = read_manifest(folder)
         if told:
             return told
         found = walk(folder, limit=len(listed) + 1)
         told = [*found.faults, *differing(listed, found)]
-        told += [f"{shown(name)} has another sha256" for name in listed if changed(folder, name, listed, found)]
+        if content:
+            told += [f"{shown(name)} has another sha256" for name in listed if changed(folder, name, listed, found)]
     except OSError as fault:
         return [f"{fault.filename or folder} could not be read: {fault.strerror or fault}"]
     return told

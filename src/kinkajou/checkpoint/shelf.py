@@ -40,13 +40,13 @@ class Shelf:
             raise storage_fault("read", self.folder, fault) from fault
         return sorted(place for name in names if (place := Place.of(name)))
 
-    def newest(self, *, upto: Place | None = None) -> tuple[Place | None, list[str]]:
-        """The newest whole one, and a sentence for each damaged one that was skipped."""
+    def newest(self, *, upto: Place | None = None, content: bool = True) -> tuple[Place | None, list[str]]:
+        """The newest whole one, and a sentence for each damaged one that was skipped; `content` as in `damages`."""
         told: list[str] = []
         for place in reversed(self.named()):
             if upto is not None and place > upto:
                 continue
-            if not (found := damages(self.path(place))):
+            if not (found := damages(self.path(place), content=content)):
                 return place, told
             more = f" (and {len(found) - 1:,} more)" if len(found) > 1 else ""
             told.append(f"{self.path(place)} is damaged: {found[0]}{more}")

@@ -46,7 +46,7 @@ def train_grpo(cfg: GRPOConfig, inputs: RLInputs) -> Path:
     samples = cfg.rollout.prompts_per_step * cfg.algo.group_size
     check_divisible(cfg, samples, s)
     parts = load_parts(cfg, inputs, s)
-    run = Run("grpo", cfg, s, total=cfg.algo.steps, shown=SHOWN)
+    run = Run("grpo", cfg, s, total=cfg.algo.steps, shown=SHOWN, budget=parts.budget)
     run.writer = parts.write
     with closing(parts.engine):
         parts.engine.load(parts.weights(s, frozen=True))
@@ -60,7 +60,7 @@ def train_grpo(cfg: GRPOConfig, inputs: RLInputs) -> Path:
                 batch, found = score(cfg, parts, sampled, s)
             run.count_tokens("score", sampled.rollout.lengths)
             with run.phase("update"):
-                metrics |= improve(cfg, parts, joined(batch, s, cfg.algo.group_size), step, s) | found
+                metrics |= improve(run, cfg, parts, joined(batch, s, cfg.algo.group_size), step) | found
             run.count_tokens("update", sampled.rollout.lengths * cfg.algo.epochs)
             end_step(run, cfg, parts, sampled, metrics, samples=samples)
         return run.finish(parts.write)
@@ -68,7 +68,7 @@ def train_grpo(cfg: GRPOConfig, inputs: RLInputs) -> Path:
 
 def score(cfg: GRPOConfig, parts: RLParts, sampled: Sampled, s: Strategy) -> tuple[GRPOBatch, dict[str, float]]:
     """Log-probabilities and advantages of this rank's rollouts: all that an update reads."""
-    rollout, budget = sampled.rollout, cfg.optim.tokens_per_microbatch
+    rollout, budget = sampled.rollout, parts.budget
     mask, coefficient = rollout.mask, parts.state.kl_coef
     logp = old_logps(cfg, parts, rollout, s)
     ref_logp = in_parts(rollout, budget, parts.reference, s.passes) if parts.reference else torch.zeros_like(logp)
@@ -100,9 +100,9 @@ def loss_of(cfg: GRPOConfig, parts: RLParts) -> Callable[[nn.Module, GRPOBatch, 
     return loss
 
 
-def improve(cfg: GRPOConfig, parts: RLParts, batch: GRPOBatch, step: int, s: Strategy) -> dict[str, float]:
+def improve(run: Run, cfg: GRPOConfig, parts: RLParts, batch: GRPOBatch, step: int) -> dict[str, float]:
     """Epochs over shuffled minibatches of all ranks' rollouts; means of what `update` reports."""
-    loss = loss_of(cfg, parts)
+    s, loss = run.strategy, loss_of(cfg, parts)
     history: list[dict[str, float]] = []
     for rows in minibatches(cfg, len(batch), step):
         if not batch.mask[rows].any():  # `mask_truncated` may leave nothing to learn from
@@ -113,9 +113,12 @@ def improve(cfg: GRPOConfig, parts: RLParts, batch: GRPOBatch, step: int, s: Str
             parts.policy,
             parts.optimizer,
             [Objective(mine, loss, name="policy_loss")],
-            tokens_per_microbatch=cfg.optim.tokens_per_microbatch,
+            tokens_per_microbatch=run.budget,
             max_norm=cfg.optim.max_norm,
+            guard=run.guard,
         )
+        if not found:
+            continue
         if parts.average:
             parts.average.follow()
         history.append(found)

@@ -19,6 +19,7 @@ from kinkajou.data.sources import Prompt
 from kinkajou.engine import native
 from kinkajou.engine.engine import Engine
 from kinkajou.errors import UserError
+from kinkajou.memory import Budget
 from kinkajou.models.adapters import base_weights
 from kinkajou.models.backbone import BackboneScorer, shares_backbone
 from kinkajou.models.forward import ActorCritic, LanguageModel, ScalarModel, TokenScores
@@ -33,6 +34,7 @@ from kinkajou.train.engines import make_engine, sampled_from
 from kinkajou.train.inputs import RLInputs
 from kinkajou.train.optim import adamw, save_optimizers
 from kinkajou.train.plan_job import needs_reference
+from kinkajou.train.run import budget_of
 from kinkajou.train.sft import collate
 from kinkajou.train.state import RLState, save_state
 
@@ -65,6 +67,7 @@ class RLParts:
     order: Shuffle
     average: MovingAverage | None
     state: RLState
+    budget: Budget
     writers: list[Callable[[Path | None], None]]
 
     def write(self, folder: Path | None) -> None:
@@ -104,11 +107,11 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
     policy = s.wrap(actor)
     optimizer = adamw(actor, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
     average = MovingAverage(language, cfg.algo.ema_decay) if cfg.algo.ema_decay else None
-    state = RLState.at_start(cfg, source, say)
+    state, budget = RLState.at_start(cfg, source, say), budget_of(cfg, s, say)
 
     if s.device.type == "cpu" and (reason := native.missing()):
         say(f"note: decoding by torch's own products, which is slower: {reason}")
-    judge = judge_of(cfg, cfg.judge.reward, form, s, ready)
+    judge = judge_of(cfg, cfg.judge.reward, form, s, ready, budget=budget)
     preflight.before_run(cfg, form, inputs, preflight.uncounted(task.tokens for task in tasks), say=say, judge=judge)
 
     def save(folder: Path | None) -> None:
@@ -136,12 +139,13 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
         engine=make_engine(cfg, engine_model, form, s),
         sampling=drawn_from(cfg),
         judge=judge,
-        gold=judge_of(cfg, (cfg.judge.gold,), form, s) if cfg.judge.gold else None,
+        gold=judge_of(cfg, (cfg.judge.gold,), form, s, budget=budget) if cfg.judge.gold else None,
         tasks=tasks,
         held_out=held_out,
         order=order,
         average=average,
         state=state,
+        budget=budget,
         writers=[write],
     )
 
@@ -179,6 +183,8 @@ def judge_of(
     form: ChatFormat,
     s: Strategy,
     ready: Mapping[str, ScalarModel] = MappingProxyType({}),
+    *,
+    budget: Budget,
 ) -> Judge:
     return load_judge(
         specs,
@@ -186,7 +192,7 @@ def judge_of(
         dtype=cfg.base.dtype,
         place=s.wrap,
         passes=s.passes,
-        tokens_per_microbatch=cfg.optim.tokens_per_microbatch,
+        tokens_per_microbatch=budget,
         ensemble_penalty=cfg.judge.ensemble_penalty,
         timeout_s=cfg.judge.reward_timeout_s,
         retries=cfg.judge.reward_retries,

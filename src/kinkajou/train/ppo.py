@@ -40,7 +40,7 @@ def train_ppo(cfg: PPOConfig, inputs: RLInputs) -> Path:
     check_divisible(cfg, cfg.rollout.prompts_per_step, s)
     parts = load_parts(cfg, inputs, s)
     critic, ptx = load_critic(cfg, parts, s), ptx_batches(cfg, inputs, parts.form, s)
-    run = Run("ppo", cfg, s, total=cfg.algo.steps, shown=SHOWN)
+    run = Run("ppo", cfg, s, total=cfg.algo.steps, shown=SHOWN, budget=parts.budget)
     run.writer = parts.write
     with closing(parts.engine):
         parts.engine.load(parts.weights(s, frozen=True))
@@ -54,7 +54,7 @@ def train_ppo(cfg: PPOConfig, inputs: RLInputs) -> Path:
                 batch, found = score(cfg, parts, critic, sampled, s)
             run.count_tokens("score", sampled.rollout.lengths)
             with run.phase("update"):
-                metrics |= improve(cfg, parts, critic, ptx, joined(batch, s), step, s) | found
+                metrics |= improve(run, cfg, parts, critic, ptx, joined(batch, s), step) | found
             run.count_tokens("update", sampled.rollout.lengths * cfg.algo.epochs)
             end_step(run, cfg, parts, sampled, metrics, samples=cfg.rollout.prompts_per_step)
         return run.finish(parts.write)
@@ -64,7 +64,7 @@ def score(
     cfg: PPOConfig, parts: RLParts, critic: Critic | None, sampled: Sampled, s: Strategy
 ) -> tuple[PPOBatch, dict[str, float]]:
     """Log-probabilities, values, rewards and advantages of this rank's rollouts: all that an update reads."""
-    rollout, budget = sampled.rollout.widen(1), cfg.optim.tokens_per_microbatch
+    rollout, budget = sampled.rollout.widen(1), parts.budget
     mask, coefficient = rollout.mask, parts.state.kl_coef
     asked = TokenBatch(rollout.tokens, value_targets(cfg, mask))
     logp = old_logps(cfg, parts, rollout, s)
@@ -100,11 +100,11 @@ def values_of(parts: RLParts, critic: Critic | None, s: Strategy) -> Callable[[T
 
 
 def improve(
-    cfg: PPOConfig, parts: RLParts, critic: Critic | None, ptx: Ptx, batch: PPOBatch, step: int, s: Strategy
+    run: Run, cfg: PPOConfig, parts: RLParts, critic: Critic | None, ptx: Ptx, batch: PPOBatch, step: int
 ) -> dict[str, float]:
     """Several epochs over shuffled minibatches of all ranks' rollouts; means of what `update` reports."""
-    algo = cfg.algo
-    step_on = partial(update, s, tokens_per_microbatch=cfg.optim.tokens_per_microbatch, max_norm=cfg.optim.max_norm)
+    algo, s = cfg.algo, run.strategy
+    step_on = partial(update, s, tokens_per_microbatch=run.budget, max_norm=cfg.optim.max_norm, guard=run.guard)
     actor_loss, value_loss, shared_loss = losses_of(cfg, parts)
     history: list[dict[str, float]] = []
     for number, rows in enumerate(minibatches(cfg, len(batch), step)):
@@ -113,7 +113,8 @@ def improve(
         if critic:
             value = Objective(mine.for_critic(), value_loss, name="value_loss")
             found = step_on(critic.model, critic.optimizer, [value])
-            found["critic_grad_norm"] = found.pop("grad_norm")
+            if found:
+                found["critic_grad_norm"] = found.pop("grad_norm")
         objectives = []
         if step > algo.critic_warmup:
             if batch.mask[rows].any():  # `mask_truncated` may leave nothing to learn from
@@ -123,10 +124,12 @@ def improve(
             if ptx:
                 objectives.append(Objective(ptx(step, number), token_loss, cfg.ptx.ptx_coef, "ptx_loss"))
         if objectives:
-            found |= step_on(parts.policy, parts.optimizer, objectives)
-            if parts.average:
+            taken = step_on(parts.policy, parts.optimizer, objectives)
+            found |= taken
+            if taken and parts.average:
                 parts.average.follow()
-        history.append(found)
+        if found:
+            history.append(found)
         if algo.stop_kl and found.get("kl_old", 0.0) > algo.stop_kl:
             break
     return summarised(history, stale=cfg.engine.max_staleness > 0)

@@ -20,12 +20,16 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from kinkajou import config
+from kinkajou.config.findings import ANY
 from kinkajou.errors import UserError
+from kinkajou.findings import Level
+from kinkajou.memory import Budget
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.train.console import Console, environment
 from kinkajou.train.diagnosis import Diagnosis, StepFinding, step_finding, stops
 from kinkajou.train.nonfinite import NotFinite
 from kinkajou.train.planned import PLANNED
+from kinkajou.train.skips import Guard
 from kinkajou.train.watch import WATCHER
 
 Writer = Callable[[Path | None], None]
@@ -47,7 +51,14 @@ class Run:
     """Called by a trainer, never inherited.  On ranks other than 0 it counts and times but writes nothing."""
 
     def __init__(
-        self, stage: str, cfg: config.StageConfig, strategy: Strategy, *, total: int, shown: Sequence[str]
+        self,
+        stage: str,
+        cfg: config.StageConfig,
+        strategy: Strategy,
+        *,
+        total: int,
+        shown: Sequence[str],
+        budget: Budget | None = None,
     ) -> None:
         self.watcher = WATCHER.get()
         self.keep = cfg.keep
@@ -57,6 +68,9 @@ class Run:
         self.writer: Writer | None = None
         """What writes a checkpoint if a finding stops the run (`--stop_on`)."""
         self.diagnosis = Diagnosis(bf16=cfg.base.dtype == "bf16")
+        self.budget = budget or budget_of(cfg, strategy, self.say)
+        limit = 0 if {"not_finite", ANY} & {*cfg.run.stop_on} else cfg.optim.max_skipped
+        self.guard = Guard(limit, tell=self._tell_skip, keep=self._keep_replay)
         self.started = time.monotonic()
         self._phase_s: dict[str, float] = {}
         self._phase_tokens: dict[str, int] = {}
@@ -93,12 +107,17 @@ class Run:
             with self.watcher.phase(name), record_function(f"kinkajou/{name}"):
                 yield
         except NotFinite as fault:
-            cause = f"a loss or gradient is not finite, first in {fault.place}"
-            seen = {"seen": fault.evidence}
-            found = step_finding("not_finite", cause, seen, fault.fix, step=self.step, level="error")
-            self._append("findings.jsonl", found.line)
+            self._append("findings.jsonl", finding_of(fault, self.step, level="error").line)
             raise
         self._phase_s[name] = self._phase_s.get(name, 0.0) + time.monotonic() - start
+
+    def _tell_skip(self, fault: NotFinite, number: int) -> None:
+        again = f", {number} in a row" if number > 1 else ""
+        self.say(f"step {self.step}: an update was left out{again}: not finite, first in {fault.place}")
+        self._append("findings.jsonl", finding_of(fault, self.step, level="warning").line)
+
+    def _keep_replay(self, fault: NotFinite) -> str:
+        return ""
 
     def count_tokens(self, phase: str, tokens: Tensor) -> None:
         """Real tokens that this rank put through a phase; its tokens/s are those of all ranks."""
@@ -111,6 +130,7 @@ class Run:
 
         Then the metrics are diagnosed; a finding that `--stop_on` names ends the run with exit code 3.
         """
+        metrics = {**metrics, **self.guard.reported()}
         speeds = {
             f"{name}_tokens_per_s": tokens / max(self._phase_s[name], 1e-9)
             for name, tokens in self._phase_tokens.items()
@@ -212,6 +232,16 @@ class Run:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite, ensure_ascii=False) + "\n")
+
+
+def budget_of(cfg: config.StageConfig, s: Strategy, say: Callable[[str], None]) -> Budget:
+    """Of the settings; only a process that is alone may make a pass again."""
+    return Budget(cfg.optim.tokens_per_microbatch, alone=s.world == 1 and not s.sharded, say=say)
+
+
+def finding_of(fault: NotFinite, step: int, *, level: Level) -> StepFinding:
+    cause = f"a loss or gradient is not finite, first in {fault.place}"
+    return step_finding("not_finite", cause, {"seen": fault.evidence}, fault.fix, step=step, level=level)
 
 
 def write_whole(target: Path, write: Writer) -> None:

@@ -121,7 +121,8 @@ def steps_kept(run: Path | str) -> list[int]:
 
 
 def weights(run: Path | str, step: int) -> dict[str, Tensor]:
-    return load_file(Path(run) / "checkpoints" / f"step-{step:06d}" / "model.safetensors")
+    folder = Path(run) / "checkpoints" / f"step-{step:06d}"
+    return {name: x for file in folder.glob("model*.safetensors") for name, x in load_file(file).items()}
 
 
 def nearly(rows: list[dict[str, Any]], rel: float = 1e-4) -> list[Any]:

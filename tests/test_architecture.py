@@ -18,12 +18,13 @@ TORCH, HF = {"torch"}, {"transformers", "tokenizers"}
 RULES: dict[str, tuple[set[str], set[str]]] = {
     "__init__.py": (set(), set()),
     "__main__.py": (set(), {"cli"}),
-    "cli.py": ({"cyclopts"}, {"config", "errors", "train", "chat", "demo"}),
+    "cli.py": ({"cyclopts"}, {"config", "errors", "train", "chat", "demo", "runs", "verify"}),
     "errors.py": (set(), set()),
     "faults.py": (set(), {"errors"}),
     "exchange.py": (set(), {"data"}),
     "findings.py": (set(), set()),
     "config/": (set(), {"config", "errors"}),
+    "checkpoint/": (set(), {"checkpoint", "data", "errors", "faults"}),
     "batch.py": (TORCH, set()),
     "memory.py": (TORCH, {"errors"}),
     "algos/": (TORCH, {"algos"}),
@@ -50,6 +51,8 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         | {"algos", "models", "data", "parallel", "engine", "rewards", "evals", "plan"},
     ),
     "chat.py": (TORCH, {"config", "errors", "batch", "data", "engine", "models"}),
+    "runs.py": ({"rich"}, {"checkpoint", "data", "errors"}),
+    "verify.py": ({"rich"}, {"checkpoint", "errors"}),
     "demo.py": (
         TORCH | {"rich"},
         {"config", "errors", "batch", "data", "engine", "models", "report", "rewards", "train"},

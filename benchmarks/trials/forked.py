@@ -41,13 +41,14 @@ def warm() -> None:
 
 
 def command(
+    home: Path,
     *arguments: str,
     fault: str = "",
     before: Callable[[], None] | None = None,
     seen: Path | None = None,
     begun: Path | None = None,
 ) -> Callable[[], int]:
-    """`kinkajou ARGUMENTS` with a fault armed; `before` may change the process first.
+    """`kinkajou ARGUMENTS` in a folder, with a fault armed; `before` may change the process first.
 
     Into `seen` goes how often each point was reached, a line for each; `begun` is made once training begins.
     """
@@ -56,6 +57,7 @@ def command(
         from kinkajou import faults
         from kinkajou.cli import main
 
+        os.chdir(home)
         faults.arm(fault)
         if before:
             before()

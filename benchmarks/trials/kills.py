@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.trials import forked
 from benchmarks.trials.compare import differing, digests
-from benchmarks.trials.world import OF_STAGE, VARIANTS, make_world, write_recipe
+from benchmarks.trials.world import OF_STAGE, RUN, VARIANTS, make_world, write_recipe
 
 KILLED = -9
 SAVE_SHARE = 0.48
@@ -49,21 +49,30 @@ class Bench:
             raise RuntimeError(ended.said)
         return Bench(folder)
 
-    def recipe(self, variant: str, output: Path, **more: Any) -> tuple[str, str]:
-        """Stage and recipe of a run in that folder."""
-        path = self.folder / f"{output.name}.toml"
-        write_recipe(path, self.folder, variant, output, **more)
+    def home(self, name: str) -> Path:
+        """A new folder to start a run in."""
+        home = self.folder / name
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir()
+        return home
+
+    def recipe(self, variant: str, **more: Any) -> tuple[str, str]:
+        """Stage and recipe of a run."""
+        name = "-".join([variant, *(f"{key}={value}" for key, value in more.items())])
+        path = self.folder / f"{name}.toml"
+        if not path.is_file():
+            write_recipe(path, self.folder, variant, **more)
         return VARIANTS[variant].stage, str(path)
 
     def left_alone(self, variant: str) -> dict[str, str]:
         """What the run that nobody disturbs leaves; it also counts how often each point is reached."""
         if variant not in self.alone:
-            output, seen = self.folder / f"{variant}-alone", self.folder / f"{variant}.points"
-            work = forked.command(*self.recipe(variant, output), seen=seen)
+            home, seen = self.home(f"{variant}-alone"), self.folder / f"{variant}.points"
+            work = forked.command(home, *self.recipe(variant), seen=seen)
             ended = forked.run(work, self.folder / "alone.log")
             if ended.code:
                 raise RuntimeError(f"{variant}: exit {ended.code}\n{ended.said[-3000:]}")
-            self.alone[variant], self.counts[variant] = digests(output), forked.counts(seen)
+            self.alone[variant], self.counts[variant] = digests(home / RUN), forked.counts(seen)
             self.lasted[variant] = ended.seconds
         return self.alone[variant]
 
@@ -122,18 +131,17 @@ def fault_of(bench: Bench, variant: str, point: str, dice: random.Random, again:
 
 def tried(bench: Bench, trial: Trial, number: int) -> dict[str, Any]:
     """One trial in a folder of its own, which is deleted where nothing is wrong with it."""
-    wanted, output = bench.left_alone(trial.variant), bench.folder / f"trial-{number}"
-    shutil.rmtree(output, ignore_errors=True)
-    arguments, log = bench.recipe(trial.variant, output), bench.folder / f"trial-{number}.log"
+    wanted, home = bench.left_alone(trial.variant), bench.home(f"trial-{number}")
+    arguments, log = bench.recipe(trial.variant), bench.folder / f"trial-{number}.log"
     began, died = time.monotonic(), []
     for fault in trial.faults:
-        ended = forked.run(forked.command(*arguments, fault=fault), log)
+        ended = forked.run(forked.command(home, *arguments, fault=fault), log)
         died.append(ended.code)
         if ended.code != KILLED:
             break
     if died[-1] == KILLED:
-        ended = forked.run(forked.command(*arguments), log)
-    different = differing(wanted, digests(output))
+        ended = forked.run(forked.command(home, *arguments), log)
+    different = differing(wanted, digests(home / RUN))
     found = {
         "variant": trial.variant,
         "faults": list(trial.faults),
@@ -145,7 +153,7 @@ def tried(bench: Bench, trial: Trial, number: int) -> dict[str, Any]:
     }
     if not right(found):
         return found | {"said": ended.said[-1500:]}
-    shutil.rmtree(output)
+    shutil.rmtree(home)
     return found
 
 

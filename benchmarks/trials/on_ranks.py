@@ -6,17 +6,18 @@ Both ranks lie on this machine and speak gloo; each trial starts torchrun twice.
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks.trials.compare import differing, digests
 from benchmarks.trials.kills import Bench
+from benchmarks.trials.world import RUN
 from kinkajou import faults
 
 RANKS = 2
@@ -24,24 +25,24 @@ VARIANTS = ("sft", "reward", "prefer", "ppo", "grpo")
 TIMEOUT_S = 90
 
 
-def torchrun(arguments: tuple[str, str], fault: str = "") -> tuple[int, float, str]:
+def torchrun(home: Path, arguments: tuple[str, str], fault: str = "") -> tuple[int, float, str]:
     """Exit code, seconds, and what was said."""
     stage, recipe = arguments
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={RANKS}"]
     command += ["-m", "kinkajou", stage, recipe, "--strategy", "ddp"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", faults.VARIABLE: fault}
     began = time.monotonic()
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT_S)
+    done = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, timeout=TIMEOUT_S)
     return done.returncode, time.monotonic() - began, done.stdout + done.stderr
 
 
 def left_alone(bench: Bench, variant: str) -> dict[str, str]:
-    output = bench.folder / f"ranks-{variant}"
-    if not output.is_dir():
-        code, _, said = torchrun(bench.recipe(variant, output))
+    home = bench.folder / f"ranks-{variant}"
+    if not home.is_dir():
+        code, _, said = torchrun(bench.home(home.name), bench.recipe(variant))
         if code:
             raise RuntimeError(f"{variant} on {RANKS} ranks: exit {code}\n{said[-3000:]}")
-    return digests(output)
+    return digests(home / RUN)
 
 
 def tried(bench: Bench, variant: str, point: str, seed: int) -> dict[str, Any]:
@@ -51,11 +52,10 @@ def tried(bench: Bench, variant: str, point: str, seed: int) -> dict[str, Any]:
     dice = random.Random(f"{variant}/{point}/{seed}")
     rank = 0 if point.startswith("save.") or point == "step.logged" else dice.randrange(RANKS)
     fault = f"{point}:{dice.randint(1, bench.counts[variant][point])}:kill@{rank}"
-    output = bench.folder / f"ranks-trial-{seed}"
-    arguments = bench.recipe(variant, output)
-    died, seconds, first = torchrun(arguments, fault)
+    home, arguments = bench.home("ranks-trial"), bench.recipe(variant)
+    died, seconds, first = torchrun(home, arguments, fault)
     killed = bool(re.search(r"Signal 9|exitcode\s*: -9", first))
-    code, _, said = torchrun(arguments)
+    code, _, said = torchrun(home, arguments)
     row = {
         "variant": variant,
         "fault": fault,
@@ -63,9 +63,8 @@ def tried(bench: Bench, variant: str, point: str, seed: int) -> dict[str, Any]:
         "died": died,
         "seconds": round(seconds, 1),
         "code": code,
-        "different": differing(wanted, digests(output)),
+        "different": differing(wanted, digests(home / RUN)),
     }
-    shutil.rmtree(output)
     return row if not code and not row["different"] else row | {"said": said[-1500:]}
 
 

@@ -1,6 +1,5 @@
 """The same seed twice gives the same bytes, and another seed other ones."""
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,18 +7,17 @@ from typing import Any
 from benchmarks.trials import forked
 from benchmarks.trials.compare import differing, digests
 from benchmarks.trials.kills import Bench
-from benchmarks.trials.world import STAGES
+from benchmarks.trials.world import RUN, STAGES
 
 
 def twice(bench: Bench, stage: str, seed: int) -> dict[str, Any]:
     found = []
     for name in ("one", "other"):
-        output = bench.folder / f"seed-{stage}-{seed}-{name}"
-        ended = forked.run(forked.command(*bench.recipe(stage, output, seed=seed)), output.with_suffix(".log"))
+        home = bench.home(f"seed-{name}")
+        ended = forked.run(forked.command(home, *bench.recipe(stage, seed=seed)), bench.folder / "seed.log")
         if ended.code:
             raise RuntimeError(f"{stage}, seed {seed}: exit {ended.code}\n{ended.said[-2000:]}")
-        found.append(digests(output))
-        shutil.rmtree(output)
+        found.append(digests(home / RUN))
     return {"stage": stage, "seed": seed, "different": differing(*found), "metrics": found[0]["metrics.jsonl"]}
 
 

@@ -7,25 +7,18 @@ import signal
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from benchmarks.trials import forked
 from benchmarks.trials.compare import differing, digests
 from benchmarks.trials.kills import Bench
-from benchmarks.trials.world import VARIANTS
+from benchmarks.trials.world import RUN, VARIANTS
 
 CODES = {"term": 75, "int": 130}
 SIGNALS = {"term": signal.SIGTERM, "int": signal.SIGINT}
 SLACK_S = 1.0
 BEFORE = (-signal.SIGTERM, -signal.SIGINT, 130)
 """Codes of a run that has not begun to train, so that there is nothing to save."""
-
-
-def trained(run: Path) -> bool:
-    """Whether a step had been begun: the run has told a checkpoint or a metric of itself."""
-    kept = run / "checkpoints"
-    return (run / "metrics.jsonl").is_file() or (kept.is_dir() and any(kept.iterdir()))
 
 
 def stopped(bench: Bench, variant: str, kind: str, twice: bool, seed: int) -> dict[str, Any]:
@@ -35,11 +28,9 @@ def stopped(bench: Bench, variant: str, kind: str, twice: bool, seed: int) -> di
     """
     wanted, whole = bench.left_alone(variant), bench.lasted[variant]
     dice = random.Random(f"{variant}/{kind}/{seed}")
-    output = bench.folder / f"stopped-{variant}-{kind}-{seed}{'-twice' * twice}"
-    arguments, log = bench.recipe(variant, output), output.with_suffix(".log")
-    log.unlink(missing_ok=True)
-    marker = output.with_suffix(".begun")
-    pid = forked.start(forked.command(*arguments, begun=marker), log)
+    home = bench.home(f"stopped-{seed}-{twice}")
+    arguments, log, marker = bench.recipe(variant), home / "log", home / "begun"
+    pid = forked.start(forked.command(home, *arguments, begun=marker), log)
     forked.until(marker.exists, pid, log)
     moment = dice.uniform(0.0, 0.95) * whole
     time.sleep(moment)
@@ -50,9 +41,9 @@ def stopped(bench: Bench, variant: str, kind: str, twice: bool, seed: int) -> di
         os.kill(pid, SIGNALS[kind])
     ended = forked.wait(pid, log, began=began)
     first = log.read_text(errors="replace")[-600:]
-    again = forked.run(forked.command(*arguments), log) if ended.code else ended
-    different = differing(last_files(wanted), last_files(digests(output, last_only=True)))
-    shutil.rmtree(output)
+    again = forked.run(forked.command(home, *arguments), log) if ended.code else ended
+    different = differing(last_files(wanted), last_files(digests(home / RUN, last_only=True)))
+    shutil.rmtree(home)
     return {
         "variant": variant,
         "signal": kind,

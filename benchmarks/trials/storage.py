@@ -1,7 +1,6 @@
 """Disks that are full, folders that take no file: the exit code, the sentence, the older checkpoint, the way back."""
 
 import resource
-import shutil
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 from benchmarks.trials import forked
 from benchmarks.trials.compare import differing, digests
 from benchmarks.trials.kills import Bench
+from benchmarks.trials.world import RUN
 from kinkajou import faults
 from kinkajou.checkpoint.manifest import damages
 from kinkajou.checkpoint.shelf import Shelf
@@ -26,14 +26,13 @@ def no_space_at(bench: Bench, variant: str, point: str) -> dict[str, Any]:
     wanted = bench.left_alone(variant)
     if not (times := bench.counts[variant].get(point)):
         return {"variant": variant, "fault": f"ENOSPC at {point}", "skipped": "the run does not come to it"}
-    output = bench.folder / f"full-{variant}-{point}"
-    work = forked.command(*bench.recipe(variant, output), fault=f"{point}:{(times + 1) // 2}:enospc")
-    row = told(variant, f"ENOSPC at {point}", forked.run(work, output.with_suffix(".log")), output)
-    again = forked.run(forked.command(*bench.recipe(variant, output)), output.with_suffix(".log"))
-    row |= {"then": again.code, "different": differing(wanted, digests(output))}
+    home, log = bench.home(f"full-{variant}"), bench.folder / "full.log"
+    work = forked.command(home, *bench.recipe(variant), fault=f"{point}:{(times + 1) // 2}:enospc")
+    row = told(variant, f"ENOSPC at {point}", forked.run(work, log), home / RUN)
+    again = forked.run(forked.command(home, *bench.recipe(variant)), log)
+    row |= {"then": again.code, "different": differing(wanted, digests(home / RUN))}
     if again.code:
         row["said_then"] = again.said[-1500:]
-    shutil.rmtree(output)
     return row
 
 
@@ -65,18 +64,16 @@ def full_disk(bench: Bench, variant: str, part: float) -> dict[str, Any]:
     """A tmpfs with room for a part of the run: it must stop by exit 4 and go on once there is more."""
     wanted = bench.left_alone(variant)
     disk = bench.folder / "disk"
-    need = sum(path.stat().st_size for path in (bench.folder / f"{variant}-alone").rglob("*") if path.is_file())
+    need = sum(path.stat().st_size for path in (bench.folder / f"{variant}-alone" / RUN).rglob("*") if path.is_file())
     if not mounted(disk, f"size={int(part * need) // 1024}k"):
         return {"variant": variant, "fault": "full tmpfs", "skipped": NO_MOUNT}
     try:
-        output = disk / f"full-{variant}"
-        arguments, log = bench.recipe(variant, output), bench.folder / "full.log"
-        row = told(
-            variant, f"tmpfs of {part:.0%} of what it needs", forked.run(forked.command(*arguments), log), output
-        )
+        arguments, log = bench.recipe(variant), bench.folder / "full.log"
+        first = forked.run(forked.command(disk, *arguments), log)
+        row = told(variant, f"tmpfs of {part:.0%} of what it needs", first, disk / RUN)
         mounted(disk, f"size={4 * need // 1024}k", again=True)
-        again = forked.run(forked.command(*arguments), log)
-        row |= {"then": again.code, "different": differing(wanted, digests(output))}
+        again = forked.run(forked.command(disk, *arguments), log)
+        row |= {"then": again.code, "different": differing(wanted, digests(disk / RUN))}
         return row if not again.code else row | {"said_then": again.said[-1500:]}
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -87,21 +84,19 @@ def read_only(bench: Bench, variant: str) -> dict[str, Any]:
     if not mounted(disk, "ro,size=64k"):
         return {"variant": variant, "fault": READ_ONLY, "skipped": NO_MOUNT}
     try:
-        work = forked.command(*bench.recipe(variant, disk / "run"))
-        return told(variant, READ_ONLY, forked.run(work, bench.folder / "read-only.log"), disk / "run")
+        work = forked.command(disk, *bench.recipe(variant))
+        return told(variant, READ_ONLY, forked.run(work, bench.folder / "read-only.log"), disk / RUN)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
 def short_files(bench: Bench, variant: str) -> dict[str, Any]:
     """No file may be longer than 24 KiB: the model's is."""
-    output = bench.folder / f"short-{variant}"
-    work = forked.command(*bench.recipe(variant, output), before=limit)
-    row = told(variant, "file-size limit", forked.run(work, output.with_suffix(".log")), output)
-    again = forked.run(forked.command(*bench.recipe(variant, output)), output.with_suffix(".log"))
-    row |= {"then": again.code, "different": differing(bench.left_alone(variant), digests(output))}
-    shutil.rmtree(output)
-    return row
+    home, log = bench.home(f"short-{variant}"), bench.folder / "short.log"
+    work = forked.command(home, *bench.recipe(variant), before=limit)
+    row = told(variant, "file-size limit", forked.run(work, log), home / RUN)
+    again = forked.run(forked.command(home, *bench.recipe(variant)), log)
+    return row | {"then": again.code, "different": differing(bench.left_alone(variant), digests(home / RUN))}
 
 
 def limit() -> None:

@@ -14,6 +14,7 @@ from benchmarks.models import VOCABULARY, write_models
 from kinkajou import config
 
 ROWS = 24
+RUN = "run"
 ALL = {"template": "plain", "max_len": 48, "lr": 1e-3, "log_every": 100, "sample_every": 2, "preflight": "off"}
 RECORDS = {"epochs": 2.0, "batch_size": 8, "save_every": 2}
 ROLLED = {"steps": 3, "epochs": 2, "max_new_tokens": 6, "save_every": 1, "save_updates": 1}
@@ -87,19 +88,22 @@ def rows(dice: random.Random, count: int, **longest: int) -> list[dict[str, str]
     return [{name: say(most) for name, most in longest.items()} for _ in range(count)]
 
 
-def settings(world: Path, variant: str, output: Path, **more: Any) -> dict[str, Any]:
-    """The flat settings of a variant's run in a folder."""
+def settings(world: Path, variant: str, **more: Any) -> dict[str, Any]:
+    """The flat settings of a variant's run, which lies in `run` of the folder that it is started in.
+
+    So no setting of two runs differs, and no file of theirs has to.
+    """
     chosen = VARIANTS[variant]
     found = {**ALL, **OF_STAGE[chosen.stage], **chosen.changes, **more}
     for name in PATHS:
         if name in found and ":" not in found[name]:
             path = world / found[name]
             found[name] = str(path if path.is_dir() else path.with_suffix(".jsonl"))
-    return {**found, "output": str(output)}
+    return {**found, "output": RUN}
 
 
-def write_recipe(path: Path, world: Path, variant: str, output: Path, **more: Any) -> None:
-    table = settings(world, variant, output, **more)
+def write_recipe(path: Path, world: Path, variant: str, **more: Any) -> None:
+    table = settings(world, variant, **more)
     if "reward" in table:
         table["reward"] = (table["reward"],)
     path.write_text(config.to_toml({VARIANTS[variant].stage: table}), encoding="utf-8")

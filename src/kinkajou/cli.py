@@ -69,6 +69,7 @@ BORROWING = {
     If it does not fit: the smallest changes that make it fit, and the largest model that does.""",
     ),
 }
+OTHERS = ("sample", "eval", "chat", "runs", "verify", "demo")
 HELP = """Chat models from human feedback.
 
 `kinkajou demo` shows the whole way in five minutes. A stage takes a recipe and flags that override it:
@@ -92,6 +93,8 @@ def make_app(recipe: Sequence[Any] = ()) -> cyclopts.App:
     app.command(sample)
     app.command(eval_app())
     app.command(chat)
+    app.command(runs)
+    app.command(verify)
     app.command(demo)
     return app
 
@@ -224,6 +227,36 @@ def chat(folder: Path, *, cfg: Annotated[config.ChatConfig, Parameter(name="*")]
     talk(str(folder), cfg or config.ChatConfig())
 
 
+def runs(folder: Path = Path("."), /, *, json: bool = False) -> None:
+    """List the runs of a folder: state, step, newest whole checkpoint, best, last metrics.
+
+    Parameters
+    ----------
+    folder
+        A run's folder, or one with runs in it or one level below.
+    json
+        Print a JSON array instead of a table.
+    """
+    from kinkajou.runs import runs as show
+
+    show(folder, as_json=json)
+
+
+def verify(folder: Path, /, *, json: bool = False) -> None:
+    """Check that checkpoints are what was written, file by file: exit code 0, or 4 where one is damaged.
+
+    Parameters
+    ----------
+    folder
+        A checkpoint, or a run's folder: all its checkpoints.
+    json
+        Print a JSON array instead of a table.
+    """
+    from kinkajou.verify import verify as show
+
+    show(folder, as_json=json)
+
+
 def demo(*, cfg: Annotated[config.DemoConfig, Parameter(name="*")] | None = None) -> None:
     """SFT, reward model and PPO on a toy world with a checker that knows the truth."""
     from kinkajou.demo import run_demo
@@ -241,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fault.exit_code
     except cyclopts.CycloptsError as fault:
         print(f"error: {fault}", file=sys.stderr)
-        known = tokens[:1] if tokens and tokens[0] in (*STAGES, *BORROWING, "sample", "eval", "chat", "demo") else []
+        known = tokens[:1] if tokens and tokens[0] in (*STAGES, *BORROWING, *OTHERS) else []
         pairs = [["eval", "reward"], *([verb, name] for verb in BORROWING for name in STAGES)]
         known += tokens[1:2] if tokens[:2] in pairs else []
         print(f"  fix:  {' '.join(['kinkajou', *known, '--help'])}", file=sys.stderr)

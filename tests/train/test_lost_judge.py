@@ -22,8 +22,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, which: Callable[[Any], bool], call:
     """Judges whose specs `which` picks fail at that call, as a service that went down does."""
     load = parts.judge_of
 
-    def judge_of(cfg: Any, specs: Any, *rest: Any) -> Judge:
-        judge, calls = load(cfg, specs, *rest), []
+    def judge_of(cfg: Any, specs: Any, *rest: Any, **more: Any) -> Judge:
+        judge, calls = load(cfg, specs, *rest, **more), []
 
         def once(answers: Any, rollout: Any) -> Any:
             calls.append(1)

@@ -7,13 +7,13 @@ import os
 import socket
 import stat
 import time
-import weakref
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from kinkajou.checkpoint.manifest import shown
 from kinkajou.checkpoint.room import storage_fault
 from kinkajou.data.strict_json import JSONFault, parse
 from kinkajou.errors import UserError
@@ -21,6 +21,9 @@ from kinkajou.errors import UserError
 NAME = ".lock"
 BEAT, SILENCE = 10.0, 120.0
 """Seconds between signs of life, and those after which the owner on another machine counts as dead."""
+PATIENCE = 0.3
+"""Seconds in which a lock that is held may come free: its process is going, or somebody only looks who holds it."""
+MAX_SILENCE = 86_400.0
 NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 MAX_BYTES = 4096
 
@@ -91,15 +94,14 @@ class RunLock:
     def _take(self, locked: bool | None) -> None:
         assert self._handle is not None
         owner = read(self._handle)
-        silent = silence(self.path, self._handle)
         if locked is False:
             raise held(self.path, owner, "its lock is held")
-        if owner and owner.host != socket.gethostname() and silent < owner.silence:
-            raise held(
-                self.path, owner, f"its last sign of life was {silent:.0f} s ago; {owner.silence:.0f} s are waited for"
-            )
-        if owner and locked is None and owner.host == socket.gethostname() and alive(owner.pid):
+        here = owner and owner.host == socket.gethostname()
+        if owner and here and locked is None and alive(owner.pid):
             raise held(self.path, owner, "its process is alive")
+        if owner and not here and (silent := silence(self.path, self._handle)) < owner.silence:
+            waited = f"its last sign of life was {silent:.0f} s ago; after {owner.silence:.0f} s it counts as gone"
+            raise held(self.path, owner, waited)
         if owner:
             self.stale = f"{self.path} was left by a run that is gone ({owner}); this run has taken it over"
         write(self._handle, owner_now(SILENCE))
@@ -118,11 +120,11 @@ class RunLock:
             self._handle = None
 
 
-HELD: "weakref.WeakSet[RunLock]" = weakref.WeakSet()
+HELD: set[RunLock] = set()
 
 
 def forget_all() -> None:
-    for lock in list(HELD):
+    for lock in HELD:
         lock._forget()
     HELD.clear()
 
@@ -130,27 +132,58 @@ def forget_all() -> None:
 os.register_at_fork(after_in_child=forget_all)
 
 
+def holder(folder: Path) -> tuple[Owner | None, bool]:
+    """Who holds the lock, or held it last and went without releasing; and whether that run is there now."""
+    try:
+        handle = os.open(folder / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # never locked, or not for this user to see
+        return None, False
+    try:
+        owner, free = read(handle), try_lock(handle, fcntl.LOCK_SH)
+        if free:
+            fcntl.flock(handle, fcntl.LOCK_UN)
+        away = owner is not None and owner.host != socket.gethostname()
+        silent = time.time() - os.fstat(handle).st_mtime
+        here = owner is not None and (silent < owner.silence if away else free is None and alive(owner.pid))
+        return owner, free is False or here
+    except OSError:  # it is no file
+        return None, False
+    finally:
+        os.close(handle)
+
+
+def try_lock(handle: int, how: int = fcntl.LOCK_EX) -> bool | None:
+    """Whether it is ours now; None where this storage has no such locks."""
+    try:
+        fcntl.flock(handle, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as fault:
+        if fault.errno not in NO_FLOCK:
+            raise
+        return None
+    return True
+
+
 def taken(path: Path) -> tuple[int, bool | None]:
     """The open file, and whether the kernel's lock on it is ours; None where this storage has no such locks."""
+    patience = time.monotonic() + PATIENCE
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            os.close(handle)
-            raise OSError(errno.EINVAL, "it is no plain file")
-        locked: bool | None = True
+        kept = False
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            locked = False
-        except OSError as fault:
-            if fault.errno not in NO_FLOCK:
-                os.close(handle)
-                raise
-            locked = None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), os.stat(path)):
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError(errno.EINVAL, "it is no plain file")
+            locked = try_lock(handle)
+            with suppress(FileNotFoundError):  # another process has deleted the file between the two calls
+                final = locked is not False or time.monotonic() > patience
+                kept = final and os.path.samestat(os.fstat(handle), os.stat(path))
+            if kept:
                 return handle, locked
-        os.close(handle)  # another process has deleted the file between the two calls
+        finally:
+            if not kept:
+                os.close(handle)
+        time.sleep(PATIENCE / 10)
 
 
 def silence(path: Path, handle: int) -> float:
@@ -178,20 +211,15 @@ def read(handle: int) -> Owner | None:
     """None for an empty file, and for what is no owner: it cannot be told from a write that was cut off."""
     try:
         value: Any = parse(os.pread(handle, MAX_BYTES, 0).decode("utf-8"))
-        owner = Owner(int(value["pid"]), str(value["host"])[:255], str(value["start"])[:40], float(value["silence"]))
+        silence = min(float(value["silence"]), MAX_SILENCE)
+        owner = Owner(int(value["pid"]), shown(str(value["host"])), shown(str(value["start"])), silence)
     except (UnicodeDecodeError, JSONFault, TypeError, KeyError, ValueError):
         return None
     return owner
 
 
 def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return pid > 0
+    return pid > 0 and Path(f"/proc/{pid}").exists()
 
 
 def held(path: Path, owner: Owner | None, evidence: str) -> UserError:

@@ -39,34 +39,45 @@ def seal(folder: Path, known: Digests | None = None) -> None:
     `known`: of files whose digest has been taken while they were written.
     """
     try:
-        faults.reached("save.files")
-        (folder / NAME).unlink(missing_ok=True)
-        found = walk(folder)
-        if found.faults:
-            raise OSError(errno.EINVAL, found.faults[0])
-        files = {name: synced(folder / name, found.files[name], (known or {}).get(name)) for name in found.files}
-        with (folder / NAME).open("w", encoding="utf-8") as file:
-            file.write(text_of(files))
-            file.flush()
-            faults.reached("save.manifest")
-            os.fsync(file.fileno())
-        for inner in sorted(found.folders, reverse=True):
-            sync_folder(folder / inner)
-        sync_folder(folder)
-        faults.reached("save.synced")
+        write_manifest(folder, known or {})
     except OSError as fault:
         raise storage_fault("written", folder, fault) from fault
 
 
-def damages(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint, a sentence each; nothing where it is whole."""
+def write_manifest(folder: Path, known: Digests) -> None:
+    """`seal` with the faults of the storage as they come."""
+    faults.reached("save.files")
+    (folder / NAME).unlink(missing_ok=True)
+    found = walk(folder)
+    if found.faults:
+        raise OSError(errno.EINVAL, found.faults[0])
+    if len(found.files) > MAX_FILES:
+        raise OSError(errno.EFBIG, f"{len(found.files):,} files; a checkpoint has at most {MAX_FILES:,}")
+    files = {name: synced(folder / name, found.files[name], known.get(name)) for name in found.files}
+    with (folder / NAME).open("w", encoding="utf-8") as file:
+        file.write(text_of(files))
+        file.flush()
+        faults.reached("save.manifest")
+        os.fsync(file.fileno())
+    for inner in sorted(found.folders, reverse=True):
+        sync_folder(folder / inner)
+    sync_folder(folder)
+    faults.reached("save.synced")
+
+
+def damages(folder: Path, *, content: bool = True) -> list[str]:
+    """What is wrong with a checkpoint, a sentence each; nothing where it is whole.
+
+    Without `content` names and lengths alone are compared, which takes no time.
+    """
     try:
         listed, told = read_manifest(folder)
         if told:
             return told
         found = walk(folder, limit=len(listed) + 1)
         told = [*found.faults, *differing(listed, found)]
-        told += [f"{shown(name)} has another sha256" for name in listed if changed(folder, name, listed, found)]
+        if content:
+            told += [f"{shown(name)} has another sha256" for name in listed if changed(folder, name, listed, found)]
     except OSError as fault:
         return [f"{fault.filename or folder} could not be read: {fault.strerror or fault}"]
     return told
@@ -141,7 +152,10 @@ def walk(folder: Path, *, limit: int = MAX_FILES) -> Found:
                     found.faults.append(f"{shown(name)} is a symbolic link")
                 elif entry.is_dir(follow_symlinks=False):
                     found.folders.add(name)
-                    waiting += [name] if name.count("/") < MAX_DEPTH else []
+                    if name.count("/") < MAX_DEPTH:
+                        waiting.append(name)
+                    else:
+                        found.faults.append(f"{shown(name)} lies deeper than {MAX_DEPTH} folders")
                 elif not entry.is_file(follow_symlinks=False):
                     found.faults.append(f"{shown(name)} is no plain file")
                 elif name != NAME:
@@ -194,8 +208,8 @@ def synced(path: Path, size: int, known: tuple[int, str] | None) -> tuple[int, s
 
 
 def opened(path: Path) -> Any:
-    """Unbuffered, for reading; a link in its last part is a fault."""
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0)
+    """For reading; a link in its last part is a fault."""
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
 
 
 def sync_folder(folder: Path) -> None:

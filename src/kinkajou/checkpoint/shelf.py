@@ -3,11 +3,12 @@
 import os
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from kinkajou import faults
 from kinkajou.checkpoint import manifest
-from kinkajou.checkpoint.manifest import Digests, damages, seal, sync_folder
+from kinkajou.checkpoint.manifest import Digests, damages, sync_folder, write_manifest
 from kinkajou.checkpoint.place import Place
 from kinkajou.checkpoint.room import storage_fault
 from kinkajou.errors import UserError
@@ -39,13 +40,13 @@ class Shelf:
             raise storage_fault("read", self.folder, fault) from fault
         return sorted(place for name in names if (place := Place.of(name)))
 
-    def newest(self, *, upto: Place | None = None) -> tuple[Place | None, list[str]]:
-        """The newest whole one, and a sentence for each damaged one that was skipped."""
+    def newest(self, *, upto: Place | None = None, content: bool = True) -> tuple[Place | None, list[str]]:
+        """The newest whole one, and a sentence for each damaged one that was skipped; `content` as in `damages`."""
         told: list[str] = []
         for place in reversed(self.named()):
             if upto is not None and place > upto:
                 continue
-            if not (found := damages(self.path(place))):
+            if not (found := damages(self.path(place), content=content)):
                 return place, told
             more = f" (and {len(found) - 1:,} more)" if len(found) > 1 else ""
             told.append(f"{self.path(place)} is damaged: {found[0]}{more}")
@@ -71,7 +72,7 @@ class Shelf:
         """
         aside, path, old = self._beside(place, ASIDE), self.path(place), self._beside(place, OLD)
         try:
-            seal(aside, known)
+            write_manifest(aside, known or {})
             if os.path.lexists(path):
                 delete(old)
                 path.rename(old)
@@ -81,15 +82,13 @@ class Shelf:
             delete(old)
         except OSError as fault:
             raise self._given_up(place, fault) from fault
-        except UserError:
-            self.discard(place)
-            raise
 
     def discard(self, place: Place) -> None:
         """Deletes what lies aside of a checkpoint that could not be written, as far as the storage lets it."""
         shutil.rmtree(self._beside(place, ASIDE), ignore_errors=True)
-        if os.path.lexists(old := self._beside(place, OLD)) and not os.path.lexists(self.path(place)):
-            old.rename(self.path(place))
+        with suppress(OSError):  # what was there has its name again; where not, `clear_aside` gives it back
+            if not os.path.lexists(self.path(place)):
+                self._beside(place, OLD).rename(self.path(place))
 
     def clear_aside(self) -> list[str]:
         """Deletes what an ended process has left unfinished; returns the names."""

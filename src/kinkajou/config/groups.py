@@ -105,9 +105,12 @@ class OptimConfig:
     """Gradients are scaled down to this norm."""
     tokens_per_microbatch: int = 8192
     """Tokens that go through the model at once. Changes memory and speed, never results."""
+    max_skipped: int = 3
+    """Optimiser steps in a row that may be left out because a loss, gradient or score is not finite; the next one stops
+    the run. 0: the first one does."""
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "lr", "weight_decay")
+        at_least(self, 0, "lr", "weight_decay", "max_skipped")
         at_least(self, 1, "tokens_per_microbatch")
         at_least(self, 1e-12, "max_norm")
         within(self, 0.0, 1.0, "warmup")

@@ -126,10 +126,12 @@ def apply_adapter(model: nn.Module, folder: str) -> nn.Module:
     return cast(nn.Module, loaded.merge_and_unload()).requires_grad_(True)  # PEFT froze what it adapted
 
 
-def save_adapted(model: nn.Module, folder: str, weights: dict[str, Tensor] | None = None) -> None:
+def save_adapted(model: nn.Module, folder: str, weights: dict[str, Tensor] | None = None, *, shard: str) -> None:
     """A plain model, or adapters alone: an embedding grown by a pad token is not stored, its row is not trained."""
     own: dict[str, Any] = (
-        {"save_embedding_layers": False, "selected_adapters": [TRAINED]} if isinstance(model, PeftModel) else {}
+        {"save_embedding_layers": False, "selected_adapters": [TRAINED]}
+        if isinstance(model, PeftModel)
+        else {"max_shard_size": shard}
     )
     given = {} if weights is None else {"state_dict": weights}
     cast(Any, model).save_pretrained(folder, **own, **given)

@@ -5,6 +5,7 @@ and log softmax(x)[target] has the gradient (onehot - softmax(x)) / temperature 
 buffers, and the weight's gradient is summed in one float32 buffer, so k x v need not lie in memory.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -105,6 +106,8 @@ def common_factor(got: Tensor, promised: Tensor) -> float:
         return 1.0
     at = promised.abs().argmax()
     factor = float(got[at] / promised[at])
+    if not math.isfinite(factor):  # a loss that is not finite breaks no promise; its gradients show it
+        return factor
     if not torch.allclose(got, factor * promised, rtol=1e-4, atol=1e-6 * float(got[at].abs())):
         raise RuntimeError("the loss's derivative by log-probabilities is not a multiple of the slope it promised")
     return factor

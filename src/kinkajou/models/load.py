@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from kinkajou.errors import UserError
 from kinkajou.models import adapters, attention, bloom
+from kinkajou.models.folder import SHARD, write_weights
 from kinkajou.models.forward import Dtype, LanguageModel, PackedModel, ScalarModel, pack
 from kinkajou.models.heads import init_scalar_head
 from kinkajou.models.presets import PRESETS, preset_config
@@ -275,13 +276,16 @@ def save_model(
     *,
     end_ids: Iterable[int] = (),
     lora: adapters.Save = "merged",
+    shard: str = SHARD,
+    apart: bool = False,
 ) -> None:
     """A plain Hugging Face folder: safetensors, config, tokenizer with template, generation settings.
 
-    `end_ids` are all tokens that end an answer; other programs stop at them too.
+    `end_ids` are all tokens that end an answer; other programs stop at them too.  `shard` is the size of the largest
+    file, `apart` is for a policy whose critic shares its trunk (`save_shared_critic`).
     """
     weights = dict(model.module.state_dict())
-    model_files(model, tokenizer, end_ids=end_ids, lora=lora, weights=weights)(folder)
+    model_files(model, tokenizer, end_ids=end_ids, lora=lora, weights=weights, shard=shard, apart=apart)(folder)
 
 
 def model_files(
@@ -291,6 +295,8 @@ def model_files(
     end_ids: Iterable[int],
     lora: adapters.Save,
     weights: Mapping[str, Tensor] | None,
+    shard: str = SHARD,
+    apart: bool = False,
 ) -> Callable[[Path], None]:
     """What writes the folder of `save_model` with these weights, the module's own by name, whatever it holds by then.
 
@@ -310,9 +316,10 @@ def model_files(
                 shell: Any = type(inner)(inner.config)
             if settings is not None:
                 shell.generation_config = settings
-            adapters.save_adapted(shell, str(folder), adapters.merged_weights(model.module, dict(weights)))
+            whole = adapters.merged_weights(model.module, dict(weights))
+            write_weights(shell, folder, whole, shard=shard, apart=apart)
         else:
-            adapters.save_adapted(model.module, str(folder), dict(weights))
+            write_weights(model.module, folder, dict(weights), shard=shard)
         tokenizer.save_pretrained(str(folder))
 
     return write

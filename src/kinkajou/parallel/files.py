@@ -75,12 +75,10 @@ def writer(parts: Mapping[str, tuple[Tensor, Offsets]], suffix: str) -> Callable
     """Copies parts now; what is returned writes them later to `PATH` + suffix."""
     tensors = {name: copied(x) for name, (x, _) in parts.items()}
     places = {name: {OFFSETS: list(offsets)} for name, (_, offsets) in parts.items()}
-    whole = not any(any(offsets) for _, offsets in parts.values())
-    # One entry: safetensors writes several in an order that changes from file to file.
-    metadata = {"format": "pt"} if whole else {PLACES: json.dumps(places)}
 
     def write(path: Path) -> None:
-        save_file(tensors, path.with_name(path.name + suffix), metadata)
+        # One key: safetensors writes several in an order of chance, and equal states must be equal files.
+        save_file(tensors, path.with_name(path.name + suffix), {PLACES: json.dumps(places)})
 
     return write
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kinkajou.batch import Passes, Rollout, passed
 from kinkajou.errors import UserError
+from kinkajou.memory import Budget, afford
 from kinkajou.models.forward import ScalarModel
 from kinkajou.rewards.answer import Answer, Rule, sample_of
 
@@ -50,16 +51,19 @@ class TextJudge:
 class ModelJudge:
     """A reward model, read at the last sampled token."""
 
-    def __init__(self, model: ScalarModel, *, tokens_per_microbatch: int, passes: Passes = int) -> None:
+    def __init__(self, model: ScalarModel, *, tokens_per_microbatch: int | Budget, passes: Passes = int) -> None:
         self.model, self.budget, self.passes = model, tokens_per_microbatch, passes
 
     @torch.no_grad()
     def __call__(self, answers: Sequence[Answer], rollout: Rollout) -> Verdict:
-        found = [
-            (self.model(part.tokens, part.mask, at="end"), counts)
-            for part, counts in passed(rollout, self.budget, self.passes)
-        ]
-        scores = [x for x, counts in found if counts]
+        def attempt(tokens: int) -> list[Tensor]:
+            found = [
+                (self.model(part.tokens, part.mask, at="end"), counts)
+                for part, counts in passed(rollout, tokens, self.passes)
+            ]
+            return [x for x, counts in found if counts]
+
+        scores = afford(self.budget, rollout.costs, "reward model", attempt)
         return Verdict(torch.cat([torch.zeros(0, device=rollout.tokens.device), *scores]))
 
 

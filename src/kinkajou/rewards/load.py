@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from kinkajou.batch import Passes
 from kinkajou.data.tokenizer import check_vocabulary
 from kinkajou.errors import UserError
+from kinkajou.memory import Budget
 from kinkajou.models.forward import Dtype, ScalarModel
 from kinkajou.models.load import LoadOptions, find_model, load_scalar_model
 from kinkajou.rewards.function import Function
@@ -31,7 +32,7 @@ def load_judge(
     dtype: Dtype,
     place: Place,
     passes: Passes = int,
-    tokens_per_microbatch: int,
+    tokens_per_microbatch: int | Budget,
     ensemble_penalty: float,
     timeout_s: float,
     retries: int,

@@ -59,8 +59,9 @@ def fit(
                 model,
                 optimizer,
                 [Objective(batch, loss_fn)],
-                tokens_per_microbatch=optim.tokens_per_microbatch,
+                tokens_per_microbatch=run.budget,
                 max_norm=optim.max_norm,
+                guard=run.guard,
             )
         run.count_tokens("train", batch.lengths.sum())
         metrics |= {"lr": lr, "epoch": step / order.batches_per_epoch}

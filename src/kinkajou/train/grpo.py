@@ -48,7 +48,7 @@ def train_grpo(cfg: GRPOConfig, inputs: RLInputs) -> Path:
     samples = cfg.rollout.prompts_per_step * cfg.algo.group_size
     check_divisible(cfg, samples, s)
     parts = load_parts(cfg, inputs, s)
-    run = Run("grpo", cfg, s, total=cfg.algo.steps, shown=SHOWN, kept=parts.kept)
+    run = Run("grpo", cfg, s, total=cfg.algo.steps, shown=SHOWN, kept=parts.kept, budget=parts.budget)
     with closing(parts.engine):
         parts.engine.load(parts.weights(s, frozen=True))
         before_steps(run, cfg, parts)
@@ -75,7 +75,7 @@ def collect(run: Run, cfg: GRPOConfig, parts: RLParts) -> Round[GRPOBatch]:
 
 def score(cfg: GRPOConfig, parts: RLParts, sampled: Sampled, s: Strategy) -> tuple[GRPOBatch, dict[str, float]]:
     """Log-probabilities and advantages of this rank's rollouts: all that an update reads."""
-    rollout, budget = sampled.rollout, cfg.optim.tokens_per_microbatch
+    rollout, budget = sampled.rollout, parts.budget
     mask, coefficient = rollout.mask, parts.state.kl_coef
     logp = old_logps(cfg, parts, rollout, s)
     ref_logp = in_parts(rollout, budget, parts.reference, s.passes) if parts.reference else torch.zeros_like(logp)
@@ -112,7 +112,7 @@ def improve(run: Run, cfg: GRPOConfig, parts: RLParts, round: Round[GRPOBatch]) 
     loss, batch, s = loss_of(cfg, parts), round.batch, run.strategy
     for _, rows in round.left(minibatches(cfg, len(batch), run.step)):
         if not batch.mask[rows].any():  # `mask_truncated` may leave nothing to learn from
-            round.done += 1
+            round.updated({})
             continue
         mine = batch.select(torch.tensor(share(rows, rank=s.rank, world=s.world)))
         found = update(
@@ -120,11 +120,12 @@ def improve(run: Run, cfg: GRPOConfig, parts: RLParts, round: Round[GRPOBatch]) 
             parts.policy,
             parts.optimizer,
             [Objective(mine, loss, name="policy_loss")],
-            tokens_per_microbatch=cfg.optim.tokens_per_microbatch,
+            tokens_per_microbatch=run.budget,
             max_norm=cfg.optim.max_norm,
+            guard=run.guard,
         )
-        if parts.average:
+        if found and parts.average:
             parts.average.follow()
-        round.updated(found, last=bool(cfg.algo.stop_kl) and found["kl_old"] > cfg.algo.stop_kl)
+        round.updated(found, last=bool(cfg.algo.stop_kl) and found.get("kl_old", 0.0) > cfg.algo.stop_kl)
         run.pause(round)
     return summarised(round.history, stale=cfg.engine.max_staleness > 0)

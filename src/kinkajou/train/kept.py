@@ -19,6 +19,7 @@ from kinkajou import faults
 from kinkajou.data.chat import ChatFormat
 from kinkajou.errors import UserError
 from kinkajou.models.adapters import Save
+from kinkajou.models.folder import save_shared_critic
 from kinkajou.models.forward import PackedModel
 from kinkajou.models.load import model_files
 from kinkajou.parallel.strategy import Strategy
@@ -86,8 +87,11 @@ class ModelFolder:
         *,
         lora: Save = "merged",
         average: MovingAverage | None = None,
+        head: nn.Linear | None = None,
     ) -> None:
         self.name, self.place, self.model, self.form, self.lora, self.average = name, place, model, form, lora, average
+        self.head = head
+        """A critic's on the same trunk."""
 
     @property
     def trained(self) -> dict[str, Tensor]:
@@ -103,12 +107,18 @@ class ModelFolder:
     def copied(self, s: Strategy) -> Copied:
         with self.average.in_place() if self.average else nullcontext():
             weights = s.full_state(self.model.module)
-        files = model_files(self.model, self.form.tokenizer, end_ids=self.form.end_ids, lora=self.lora, weights=weights)
+        tokenizer, apart = self.form.tokenizer, self.head is not None
+        files = model_files(
+            self.model, tokenizer, end_ids=self.form.end_ids, lora=self.lora, weights=weights, apart=apart
+        )
         exact = s.saver(self.trained) if self.adapted else None
+        head = s.full(self.head.weight.detach()).clone() if self.head else None
 
         def write(folder: Path) -> None:
             if weights is not None:
                 files(folder / self.place)
+                if head is not None:
+                    save_shared_critic(self.model.inner.config, head, tokenizer, folder)
             faults.reached("save.model")
             if exact:
                 (folder / STATE).mkdir(exist_ok=True)

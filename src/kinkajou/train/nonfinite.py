@@ -14,23 +14,31 @@ from torch import Tensor, nn
 from kinkajou.errors import UserError
 from kinkajou.parallel.sharded import own_part
 from kinkajou.parallel.strategy import Strategy
-from kinkajou.train.update import Objective
+from kinkajou.train.update import Part
 
-Part = tuple[Objective, Tensor, Tensor]
-"""A micro-batch: objective, global count, rows."""
+AGAIN = "it came once: look at the machine (memory, GPU) if it comes again"
 
 
 class NotFinite(UserError):
-    """A step that cannot be taken; `place` is the first tensor that was not finite."""
+    """A step that cannot be taken; `place` is the first tensor that was not finite.
 
-    def __init__(self, place: str, evidence: str, fix: str) -> None:
-        self.place = place
+    `parts` are this rank's micro-batches, and `rank` is the one whose micro-batches had it.
+    """
+
+    def __init__(self, place: str, evidence: str, fix: str, *, parts: Sequence[Part] = (), rank: int = 0) -> None:
+        self.place, self.parts, self.rank = place, parts, rank
         super().__init__(
             f"the step is not finite, first in {place}; the weights were not touched",
             evidence=evidence,
             fix=fix,
             exit_code=3,
         )
+
+    def ending(self, number: int, kept: str) -> "NotFinite":
+        """The same as the end of a run, after so many in a row."""
+        evidence = f"{self.evidence}; {number} in a row" if number > 1 else self.evidence
+        fix = f"{self.fix}; {kept}" if kept else self.fix
+        return NotFinite(self.place, evidence, fix, parts=self.parts, rank=self.rank)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +55,12 @@ def not_finite(strategy: Strategy, model: nn.Module, parts: Sequence[Part], norm
     for rank, origin in origins:
         if origin:
             process = f"process {rank}: " if strategy.world > 1 else ""
-            return NotFinite(origin.place, f"{process}{origin.evidence}; gradient norm {norm.item()}", origin.fix)
-    return NotFinite(
-        "the sum of the gradients",
-        f"each micro-batch's gradient is finite; gradient norm {norm.item()}",
-        "lower --lr: weights or activations have grown out of all bounds",
-    )
+            evidence = f"{process}{origin.evidence}; gradient norm {norm.item()}"
+            return NotFinite(origin.place, evidence, origin.fix, parts=parts, rank=rank)
+    place, fix = "the sum of the gradients", "lower --lr: weights or activations have grown out of all bounds"
+    if not norm.isinf():
+        place, fix = "no tensor that was so again when the step was repeated", AGAIN
+    return NotFinite(place, f"each micro-batch's gradient is finite; gradient norm {norm.item()}", fix, parts=parts)
 
 
 def first_origin(model: nn.Module, parts: Sequence[Part], strategy: Strategy) -> Origin | None:

@@ -19,6 +19,7 @@ from kinkajou.data.sources import Prompt
 from kinkajou.engine import native
 from kinkajou.engine.engine import Engine
 from kinkajou.errors import UserError
+from kinkajou.memory import Budget
 from kinkajou.models.adapters import base_weights
 from kinkajou.models.backbone import BackboneScorer, shares_backbone
 from kinkajou.models.forward import ActorCritic, LanguageModel, ScalarModel, TokenScores
@@ -35,6 +36,7 @@ from kinkajou.train.inputs import RLInputs
 from kinkajou.train.kept import STATE, Kept, ModelFolder, OptimizerState, RandomState, Weights, digest_of_format
 from kinkajou.train.optim import adamw
 from kinkajou.train.plan_job import needs_reference
+from kinkajou.train.run import budget_of
 from kinkajou.train.sft import collate
 from kinkajou.train.state import RLState
 
@@ -68,6 +70,7 @@ class RLParts:
     average: MovingAverage | None
     state: RLState
     kept: Kept
+    budget: Budget
 
     def weights(self, s: Strategy, *, frozen: bool = False) -> Iterable[tuple[str, Tensor]]:
         """The policy's trained parameters by the names that the engine knows; before the first step also the others."""
@@ -101,16 +104,17 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
     policy = s.wrap(actor)
     optimizer = adamw(actor, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
     average = MovingAverage(language.module, cfg.algo.ema_decay) if cfg.algo.ema_decay else None
-    state = RLState.at_start(cfg, source, say)
+    state, budget = RLState.at_start(cfg, source, say), budget_of(cfg, s, say)
 
     if s.device.type == "cpu" and (reason := native.missing()):
         say(f"note: decoding by torch's own products, which is slower: {reason}")
-    judge = judge_of(cfg, cfg.judge.reward, form, s, ready)
+    judge = judge_of(cfg, cfg.judge.reward, form, s, ready, budget=budget)
     preflight.before_run(cfg, form, inputs, preflight.uncounted(task.tokens for task in tasks), say=say, judge=judge)
 
+    head = actor.head if isinstance(actor, ActorCritic) else None
     kept = Kept(
         [
-            ModelFolder("policy", "", language, form, lora=cfg.base.lora_save),
+            ModelFolder("policy", "", language, form, lora=cfg.base.lora_save, head=head),
             OptimizerState("optimizer", optimizer, actor),
             RandomState(),
         ],
@@ -119,8 +123,8 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
     )
     if average:
         kept.items.append(ModelFolder("ema", "ema", language, form, lora=cfg.base.lora_save, average=average))
-    if isinstance(actor, ActorCritic):
-        kept.items.append(Weights(HEAD, {"score.weight": actor.head.weight}))
+    if head:
+        kept.items.append(Weights(HEAD, {"score.weight": head.weight}))
 
     return RLParts(
         form=form,
@@ -131,13 +135,14 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
         engine=make_engine(cfg, engine_model, form, s),
         sampling=drawn_from(cfg),
         judge=judge,
-        gold=judge_of(cfg, (cfg.judge.gold,), form, s) if cfg.judge.gold else None,
+        gold=judge_of(cfg, (cfg.judge.gold,), form, s, budget=budget) if cfg.judge.gold else None,
         tasks=tasks,
         held_out=held_out,
         order=order,
         average=average,
         state=state,
         kept=kept,
+        budget=budget,
     )
 
 
@@ -174,6 +179,8 @@ def judge_of(
     form: ChatFormat,
     s: Strategy,
     ready: Mapping[str, ScalarModel] = MappingProxyType({}),
+    *,
+    budget: Budget,
 ) -> Judge:
     return load_judge(
         specs,
@@ -181,7 +188,7 @@ def judge_of(
         dtype=cfg.base.dtype,
         place=s.wrap,
         passes=s.passes,
-        tokens_per_microbatch=cfg.optim.tokens_per_microbatch,
+        tokens_per_microbatch=budget,
         ensemble_penalty=cfg.judge.ensemble_penalty,
         timeout_s=cfg.judge.reward_timeout_s,
         retries=cfg.judge.reward_retries,

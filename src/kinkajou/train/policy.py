@@ -107,7 +107,7 @@ def old_logps(cfg: RLConfig, parts: RLParts, rollout: Rollout, s: Strategy) -> T
     if how == "engine" or (how == "auto" and state.trusted and not cfg.engine.max_staleness):
         state.trusted = max(0, state.trusted - 1)
         return rollout.sampler_logp
-    budget, sampling = cfg.optim.tokens_per_microbatch, parts.sampling
+    budget, sampling = parts.budget, parts.sampling
     logp = in_parts(rollout, budget, lambda b: parts.language(b.tokens, b.mask, sampling).logp, s.passes)
     bound = cfg.rollout.correction_bound if cfg.rollout.rollout_correction != "none" else GATE
     worst = max_over_ranks(((rollout.sampler_logp - logp).abs() * rollout.mask).max(), s)

@@ -50,7 +50,7 @@ def train_ppo(cfg: PPOConfig, inputs: RLInputs) -> Path:
     check_divisible(cfg, cfg.rollout.prompts_per_step, s)
     parts = load_parts(cfg, inputs, s)
     critic, ptx = load_critic(cfg, parts, s), ptx_batches(cfg, inputs, parts.form, s)
-    run = Run("ppo", cfg, s, total=cfg.algo.steps, shown=SHOWN, kept=parts.kept)
+    run = Run("ppo", cfg, s, total=cfg.algo.steps, shown=SHOWN, kept=parts.kept, budget=parts.budget)
     with closing(parts.engine):
         parts.engine.load(parts.weights(s, frozen=True))
         before_steps(run, cfg, parts)
@@ -80,7 +80,7 @@ def score(
     cfg: PPOConfig, parts: RLParts, critic: Critic | None, sampled: Sampled, s: Strategy
 ) -> tuple[PPOBatch, dict[str, float]]:
     """Log-probabilities, values, rewards and advantages of this rank's rollouts: all that an update reads."""
-    rollout, budget = sampled.rollout.widen(1), cfg.optim.tokens_per_microbatch
+    rollout, budget = sampled.rollout.widen(1), parts.budget
     mask, coefficient = rollout.mask, parts.state.kl_coef
     asked = TokenBatch(rollout.tokens, value_targets(cfg, mask))
     logp = old_logps(cfg, parts, rollout, s)
@@ -120,7 +120,7 @@ def improve(
 ) -> dict[str, float]:
     """Several epochs over shuffled minibatches of all ranks' rollouts; means of what `update` reports."""
     algo, batch, step, s = cfg.algo, round.batch, run.step, run.strategy
-    step_on = partial(update, s, tokens_per_microbatch=cfg.optim.tokens_per_microbatch, max_norm=cfg.optim.max_norm)
+    step_on = partial(update, s, tokens_per_microbatch=run.budget, max_norm=cfg.optim.max_norm, guard=run.guard)
     actor_loss, value_loss, shared_loss = losses_of(cfg, parts)
     for number, rows in round.left(minibatches(cfg, len(batch), step)):
         mine = batch.select(torch.tensor(share(rows, rank=s.rank, world=s.world)))
@@ -128,7 +128,8 @@ def improve(
         if critic:
             value = Objective(mine.for_critic(), value_loss, name="value_loss")
             found = step_on(critic.model, critic.optimizer, [value])
-            found["critic_grad_norm"] = found.pop("grad_norm")
+            if found:
+                found["critic_grad_norm"] = found.pop("grad_norm")
         objectives = []
         if step > algo.critic_warmup:
             if batch.mask[rows].any():  # `mask_truncated` may leave nothing to learn from
@@ -138,8 +139,9 @@ def improve(
             if ptx:
                 objectives.append(Objective(ptx(step, number), token_loss, cfg.ptx.ptx_coef, "ptx_loss"))
         if objectives:
-            found |= step_on(parts.policy, parts.optimizer, objectives)
-            if parts.average:
+            taken = step_on(parts.policy, parts.optimizer, objectives)
+            found |= taken
+            if taken and parts.average:
                 parts.average.follow()
         round.updated(found, last=bool(algo.stop_kl) and found.get("kl_old", 0.0) > algo.stop_kl)
         run.pause(round)

@@ -12,6 +12,7 @@ from kinkajou.config import PreferConfig
 from kinkajou.data.chat import ChatFormat
 from kinkajou.data.loader import Shuffle, check_shares
 from kinkajou.data.sources import Judged, Message, Pair
+from kinkajou.memory import Budget, afford
 from kinkajou.models.forward import LanguageModel
 from kinkajou.models.load import find_model, load_language_model
 from kinkajou.parallel.strategy import Strategy
@@ -23,7 +24,7 @@ from kinkajou.train.optim import adamw
 from kinkajou.train.preference_rows import encode_compared, encode_judged
 from kinkajou.train.preference_tasks import JudgedTask, PairTask, PreferenceTask
 from kinkajou.train.reference import reference_logps
-from kinkajou.train.run import Run
+from kinkajou.train.run import Run, budget_of
 
 
 def train_preference(cfg: PreferConfig, inputs: Inputs[Pair | Judged]) -> Path:
@@ -43,18 +44,17 @@ def train_preference(cfg: PreferConfig, inputs: Inputs[Pair | Judged]) -> Path:
     options = setup.load_options(cfg.base, cfg.run.seed)
     policy = load_language_model(find_model(cfg.base.model), form.tokenizer, options)
     setup.check_context(policy, task.longest)
-    model = s.wrap(policy)
+    model, budget = s.wrap(policy), budget_of(cfg, s, say)
     if cfg.method.needs_reference:
         asked = task.questions([*(order.batch(step) for step in range(total)), later])
-        task = task.with_reference(reference_logps(cfg, policy, form, asked, s, say))
+        task = task.with_reference(reference_logps(cfg, policy, form, asked, s, say, budget))
     optimizer = adamw(model, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
 
     shown = ("loss", "accuracy", "margin", "eval_accuracy", "train_tokens_per_s")
     kept = kept_of_fit(cfg, policy, optimizer, form, records=digest_of(sides))
     if cfg.method.reference:
         kept.made_from["reference"] = digest_of_model(find_model(cfg.method.reference))
-    run = Run("prefer", cfg, s, total=total, shown=shown, kept=kept)
-    budget = cfg.optim.tokens_per_microbatch
+    run = Run("prefer", cfg, s, total=total, shown=shown, kept=kept, budget=budget)
 
     return fit(
         run,
@@ -106,16 +106,21 @@ def tell_balance(cfg: PreferConfig, good: int, total: int, say: setup.Say) -> No
 
 
 @torch.no_grad()
-def evaluate(task: PreferenceTask, policy: LanguageModel, rows: range, s: Strategy, budget: int) -> dict[str, float]:
+def evaluate(task: PreferenceTask, policy: LanguageModel, rows: range, s: Strategy, budget: Budget) -> dict[str, float]:
     """Loss, accuracy and its 95 % interval on held-out rows, as one batch."""
     batch = task.batch(rows[s.rank :: s.world]).to(s.device)
     batch = task.prepare(policy, batch, rows, s, budget)
     count: Tensor = s.all_sum(batch.count)
-    totals: dict[str, float] = {}
-    for part, counts in passed(batch, budget, s.passes):
-        loss = task.loss(policy, part, count)
-        for name, x in {"loss": loss.value, **loss.metrics}.items() if counts else ():
-            totals[name] = totals.get(name, 0.0) + x.item()
+
+    def attempt(tokens: int) -> dict[str, float]:
+        totals: dict[str, float] = {}
+        for part, counts in passed(batch, tokens, s.passes):
+            loss = task.loss(policy, part, count)
+            for name, x in {"loss": loss.value, **loss.metrics}.items() if counts else ():
+                totals[name] = totals.get(name, 0.0) + x.item()
+        return totals
+
+    totals = afford(budget, batch.costs, "evaluation", attempt)
     found: dict[str, float] = {}
     for ranks in s.gather([totals]):  # a rank without rows has no names
         assert isinstance(ranks, dict)

@@ -14,6 +14,7 @@ from kinkajou.algos.losses import Loss
 from kinkajou.batch import JudgedBatch, PreferenceBatch, TokenBatch, pad_rows
 from kinkajou.config import PreferenceLossConfig
 from kinkajou.data.chat import Encoded
+from kinkajou.memory import Budget
 from kinkajou.models.forward import LanguageModel
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.train import preference_losses as losses
@@ -39,7 +40,7 @@ class PreferenceTask(Protocol):
     def batch(self, chosen: Sequence[int]) -> TokenBatch: ...
 
     def prepare(
-        self, policy: LanguageModel, batch: Any, everyone: Sequence[int], s: Strategy, budget: int
+        self, policy: LanguageModel, batch: Any, everyone: Sequence[int], s: Strategy, budget: int | Budget
     ) -> TokenBatch:
         """The batch with what depends on the whole of the step; `everyone` are its rows on all ranks."""
         ...
@@ -81,7 +82,7 @@ class PairTask:
         return PreferenceBatch(tokens, mask, answer, known, ones, none)
 
     def prepare(
-        self, policy: LanguageModel, batch: PreferenceBatch, everyone: Sequence[int], s: Strategy, budget: int
+        self, policy: LanguageModel, batch: PreferenceBatch, everyone: Sequence[int], s: Strategy, budget: int | Budget
     ) -> PreferenceBatch:
         if self.method.use_weighting:
             weight = in_parts(batch, budget, lambda part: self._weight(policy, part), s.passes)
@@ -161,7 +162,7 @@ class JudgedTask:
         return JudgedBatch(rows.tokens, rows.mask, good, known, torch.zeros(len(chosen)))
 
     def prepare(
-        self, policy: LanguageModel, batch: JudgedBatch, everyone: Sequence[int], s: Strategy, budget: int
+        self, policy: LanguageModel, batch: JudgedBatch, everyone: Sequence[int], s: Strategy, budget: int | Budget
     ) -> JudgedBatch:
         if "kto" not in self.method.names:
             return batch

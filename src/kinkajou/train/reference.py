@@ -19,6 +19,7 @@ from kinkajou.batch import TokenBatch, pad_rows
 from kinkajou.config import PreferConfig
 from kinkajou.data.chat import ChatFormat, Encoded
 from kinkajou.data.tokenizer import check_vocabulary
+from kinkajou.memory import Budget
 from kinkajou.models.adapters import base_weights
 from kinkajou.models.forward import LanguageModel
 from kinkajou.models.load import LoadOptions, find_model, load_language_model
@@ -43,7 +44,13 @@ class Questions:
 
 
 def reference_logps(
-    cfg: PreferConfig, policy: LanguageModel, form: ChatFormat, asked: Questions, s: Strategy, say: setup.Say
+    cfg: PreferConfig,
+    policy: LanguageModel,
+    form: ChatFormat,
+    asked: Questions,
+    s: Strategy,
+    say: setup.Say,
+    budget: Budget,
 ) -> Tensor:
     """Log-probability of each answer, (n,) float32 on the CPU: from the run's folder where it still fits.
 
@@ -54,7 +61,7 @@ def reference_logps(
         setup.check_context(model, max(len(row.tokens) for row in asked.rows))
         key = fingerprint(model, asked, s)
         known = s.gather(read(path, key, len(asked.rows), say) if s.main else [])
-        logps = torch.tensor(known or s.gather(score(model, asked, form.pad_id, cfg.optim.tokens_per_microbatch, s)))
+        logps = torch.tensor(known or s.gather(score(model, asked, form.pad_id, budget, s)))
     if not known and s.main:
         write(path, key, logps)
     return logps
@@ -76,7 +83,7 @@ def reference_model(cfg: PreferConfig, policy: LanguageModel, form: ChatFormat, 
     yield cast(LanguageModel, s.wrap(model.freeze()))
 
 
-def score(model: LanguageModel, asked: Questions, pad_id: int, budget: int, s: Strategy) -> list[float]:
+def score(model: LanguageModel, asked: Questions, pad_id: int, budget: Budget, s: Strategy) -> list[float]:
     """This rank's answers: every world-th."""
     own = range(s.rank, len(asked.rows), s.world)
     console = Console("reference", max(1, len(own)), ("answers_left",), every=len(own) + 1, active=s.main)

@@ -1,6 +1,7 @@
 """Reward model: a scalar at the end of each answer, trained on pairs (Ouyang 2022, section 3.1 and eq. 1)."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from kinkajou.data.chat import ChatFormat
 from kinkajou.data.loader import Shuffle, check_shares
 from kinkajou.data.sources import Pair
 from kinkajou.evals.preference import preference_accuracy
+from kinkajou.memory import afford
 from kinkajou.models.load import find_model, load_scalar_model
 from kinkajou.train import planned, preflight, setup
 from kinkajou.train.fit import fit, kept_of_fit
@@ -65,8 +67,9 @@ def train_reward(cfg: RewardConfig, inputs: Inputs[Pair]) -> Path:
     run = Run("reward", cfg, s, total=total, shown=shown, kept=kept)
 
     def evaluate() -> dict[str, float]:
-        pairs, budget = collate(held_out[s.rank :: s.world], form), cfg.optim.tokens_per_microbatch
-        return preference_accuracy(scorer, pairs, budget, all_sum=s.all_sum, passes=s.passes)
+        pairs = collate(held_out[s.rank :: s.world], form)
+        ask = partial(preference_accuracy, scorer, pairs, all_sum=s.all_sum, passes=s.passes)
+        return afford(run.budget, pairs.costs, "evaluation", ask)
 
     return fit(
         run,

@@ -303,7 +303,7 @@ def held_out_scores(run: Run, cfg: RLConfig, parts: RLParts) -> dict[str, float]
         "eval_length": mean_over_samples(rollout.mask.sum(1).float(), s),
     }
     if parts.reference:
-        ref_logp = in_parts(rollout, cfg.optim.tokens_per_microbatch, parts.reference, s.passes)
+        ref_logp = in_parts(rollout, parts.budget, parts.reference, s.passes)
         found["eval_kl_ref"] = mean_over_samples(k1(rollout.sampler_logp, ref_logp).sum(1), s)
         found["eval_ref_nll"] = -masked_mean(ref_logp, rollout.mask, all_sum=s.all_sum).item()
     if parts.gold:

@@ -32,9 +32,10 @@ class Round(Generic[B]):
             if number == self.done and not self.over:
                 yield number, rows
 
-    def updated(self, found: dict[str, float], *, last: bool) -> None:
-        """One more is behind the weights; after the last the others are left out."""
-        self.history.append(found)
+    def updated(self, found: dict[str, float], *, last: bool = False) -> None:
+        """One more is behind the weights (nothing was found where it was left out); after the last no other follows."""
+        if found:
+            self.history.append(found)
         self.done, self.over = self.done + 1, last
 
     def plain(self) -> dict[str, Any]:

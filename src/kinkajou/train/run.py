@@ -8,7 +8,7 @@ The folder is the interface between all tools: `config.toml`, `metrics.jsonl`, `
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -19,8 +19,11 @@ from torch.profiler import record_function
 from kinkajou import config, faults
 from kinkajou.batch import TokenBatch
 from kinkajou.checkpoint.place import Place
+from kinkajou.config.findings import ANY
 from kinkajou.config.recipes import jsonable
 from kinkajou.errors import UserError
+from kinkajou.findings import Level
+from kinkajou.memory import Budget
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.train.checkpoints import Best, Checkpoints, Moment, facts_of, is_due, way_back, write_best
 from kinkajou.train.console import Console, environment
@@ -34,6 +37,7 @@ from kinkajou.train.planned import PLANNED
 from kinkajou.train.restart import written_by_last_try
 from kinkajou.train.round import Round, read_round
 from kinkajou.train.signals import Signals, Stopped
+from kinkajou.train.skips import Guard
 from kinkajou.train.watch import WATCHER
 
 B = TypeVar("B", bound=TokenBatch)
@@ -62,6 +66,7 @@ class Run:
         total: int,
         shown: Sequence[str],
         kept: Kept | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.watcher = WATCHER.get()
         self.stage, self.settings, self.keep, self.strategy = stage, cfg.run, cfg.keep, strategy
@@ -74,6 +79,9 @@ class Run:
         self.best: Best | None = None
         self.diagnosis = Diagnosis(bf16=cfg.base.dtype == "bf16")
         self.logs, self.signals = Logs(self.folder, writes=self.writes), Signals()
+        self.budget = budget or budget_of(cfg, strategy, self.say)
+        limit = 0 if {"not_finite", ANY} & {*cfg.run.stop_on} else cfg.optim.max_skipped
+        self.guard = Guard(limit, tell=self._tell_skip, keep=self._keep_replay)
         self._round: Round[Any] | None = None
         self._taken_up: tuple[Path, Mapping[str, Any]] | None = None
         self._phase_s: dict[str, float] = {}
@@ -82,6 +90,7 @@ class Run:
         facts = {"stage": stage, "settings": settings}
         self.environment = environment(strategy.world)
         self.kept = kept or Kept()
+        self.kept.numbers |= {"budget": self.budget, "skips": self.guard.skips}
         self.checkpoints = Checkpoints(self.folder / "checkpoints", cfg.keep, self.kept, strategy, facts)
         self.console = Console(stage, self.total, shown, every=cfg.run.log_every, active=self.writes)
         self.started = time.monotonic()
@@ -131,12 +140,17 @@ class Run:
             with self.watcher.phase(name), record_function(f"kinkajou/{name}"):
                 yield
         except NotFinite as fault:
-            cause = f"a loss or gradient is not finite, first in {fault.place}"
-            seen = {"seen": fault.evidence}
-            found = step_finding("not_finite", cause, seen, fault.fix, step=self.step, level="error")
-            self.logs.append(FINDINGS, found.line)
+            self.logs.append(FINDINGS, finding_of(fault, self.step, level="error").line)
             raise
         self._phase_s[name] = self._phase_s.get(name, 0.0) + time.monotonic() - start
+
+    def _tell_skip(self, fault: NotFinite, number: int) -> None:
+        again = f", {number} in a row" if number > 1 else ""
+        self.say(f"step {self.step}: an update was left out{again}: not finite, first in {fault.place}")
+        self.logs.append(FINDINGS, finding_of(fault, self.step, level="warning").line)
+
+    def _keep_replay(self, fault: NotFinite) -> str:
+        return ""
 
     def count_tokens(self, phase: str, tokens: Tensor) -> None:
         """Real tokens that this rank put through a phase; its tokens/s are those of all ranks."""
@@ -147,7 +161,7 @@ class Run:
     def end_step(self, metrics: Mapping[str, float], *, best: tuple[str, float] | None = None) -> None:
         """A line of metrics, what it shows, and a checkpoint if one is due or `best` (metric, value) is a new best."""
         faults.reached("step.end")
-        found = self._log(metrics)
+        found = self._log({**metrics, **self.guard.reported()})
         self.behind, self._round = self.step, None
         faults.reached("step.logged")
         if better := best is not None and (self.best is None or best[1] > self.best.value):
@@ -316,7 +330,10 @@ class Run:
             if source == self.folder:
                 self.checkpoints.shelf.clear_aside()
                 write_best(self.folder, self.best)
-        self.kept.restore(self.strategy, found, run["numbers"])
+        numbers = run["numbers"]
+        if "tokens_per_microbatch" in rounded:  # the new setting holds
+            numbers.pop("budget", None)
+        self.kept.restore(self.strategy, found, numbers)
         if run["round"]:
             self._taken_up = found, run["round"]
         if source == self.folder:
@@ -329,6 +346,16 @@ class Run:
             self.say(f"note: {text}")
         self.say(f"goes on from {found}")
         faults.reached("resume.read")
+
+
+def budget_of(cfg: config.StageConfig, s: Strategy, say: Callable[[str], None]) -> Budget:
+    """Of the settings; only a process that is alone may make a pass again."""
+    return Budget(cfg.optim.tokens_per_microbatch, alone=s.world == 1 and not s.sharded, say=say)
+
+
+def finding_of(fault: NotFinite, step: int, *, level: Level) -> StepFinding:
+    cause = f"a loss or gradient is not finite, first in {fault.place}"
+    return step_finding("not_finite", cause, {"seen": fault.evidence}, fault.fix, step=step, level=level)
 
 
 def other_machine(then: Mapping[str, Any], now: Mapping[str, Any], rounded: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: maximise the likelihood of what the assistant says (Ouyang 2022, section 3.1)."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from kinkajou.data.chat import ChatFormat, Encoded
 from kinkajou.data.loader import Shuffle, check_shares
 from kinkajou.data.sources import Chat
 from kinkajou.evals.loss import mean_loss
+from kinkajou.memory import afford
 from kinkajou.models.load import find_model, load_language_model
 from kinkajou.train import planned, preflight, setup
 from kinkajou.train.fit import fit, kept_of_fit
@@ -53,8 +55,9 @@ def train_sft(cfg: SFTConfig, inputs: Inputs[Chat]) -> Path:
     run = Run("sft", cfg, s, total=total, shown=shown, kept=kept)
 
     def evaluate() -> dict[str, float]:
-        batch, budget = collate(held_out[s.rank :: s.world], form), cfg.optim.tokens_per_microbatch
-        return {"eval_loss": mean_loss(policy, batch, budget, all_sum=s.all_sum, passes=s.passes)}
+        batch = collate(held_out[s.rank :: s.world], form)
+        ask = partial(mean_loss, policy, batch, all_sum=s.all_sum, passes=s.passes)
+        return {"eval_loss": afford(run.budget, batch.costs, "evaluation", ask)}
 
     return fit(
         run,

@@ -117,7 +117,9 @@ def metrics(run: Path | str, file: str = "metrics.jsonl") -> list[dict[str, Any]
 
 
 def steps_kept(run: Path | str) -> list[int]:
-    return sorted(int(path.name.removeprefix("step-")) for path in (Path(run) / "checkpoints").iterdir())
+    """Whole steps that have a checkpoint; those inside a step are left out."""
+    names = [path.name.removeprefix("step-") for path in (Path(run) / "checkpoints").glob("step-*")]
+    return sorted(int(name) for name in names if "+" not in name)
 
 
 def weights(run: Path | str, step: int) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from kinkajou.errors import UserError
 from kinkajou.rewards.judges import Judge
@@ -85,7 +86,7 @@ def test_it_fails_at_once(small: Small, tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("who", ["reward", "gold"])
 def test_it_fails_on_held_out_prompts(who: str, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the update of step 2: the weights on disk are those of step 2, under its own name."""
+    """After the updates of step 2: the weights on disk are those of step 2, which has not ended yet."""
     held_out = {"eval_prompts": small.held_out, "eval_every": 2, "reward": "rule:length:3", "gold": "rule:ended"}
     changes = {**held_out, "steps": 4, "schedule": "constant", "save_every": 1}
     small.run("ppo", tmp_path / "untouched", **changes)
@@ -97,9 +98,14 @@ def test_it_fails_on_held_out_prompts(who: str, small: Small, tmp_path: Path, mo
     with pytest.raises(UserError, match=CALL) as stopped:
         small.run("ppo", tmp_path / "lost", **changes)
     assert "3 answers without a score" in stopped.value.evidence
-    assert steps_kept(tmp_path / "lost") == [2]
-    assert not changed(weights(tmp_path / "untouched", 2), weights(tmp_path / "lost", 2))
+    (kept,) = (tmp_path / "lost" / "checkpoints").iterdir()
+    assert kept.name == "step-000001+004"
+    assert not changed(weights(tmp_path / "untouched", 2), load_file(kept / "model.safetensors"))
     assert len(unscored(tmp_path / "lost")) == 3
+    assert [row["step"] for row in metrics(tmp_path / "lost")][-1] == 1
+    monkeypatch.undo()
+    small.run("ppo", tmp_path / "lost", **changes)  # the service is back
+    assert metrics(tmp_path / "lost") == metrics(tmp_path / "untouched")
 
 
 def test_a_checkpoint_of_that_step_is_there_already(

@@ -1,15 +1,12 @@
 """A run that was stopped anywhere goes on as if it had never been: bit by bit, by the same command."""
 
 import hashlib
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kinkajou import faults
-from kinkajou.errors import UserError
 from small import Small
 
 CLOCK = {"clock.json", "manifest.json"}

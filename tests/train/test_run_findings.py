@@ -56,16 +56,16 @@ def test_other_findings_do_not_stop(small: Small, tmp_path: Path) -> None:
     small.run("sft", tmp_path / "run", lr=0.0, stop_on=("kl_leap",))
 
 
-def test_without_a_writer_it_stops_and_says_so(small: Small, tmp_path: Path) -> None:
+def test_it_stops_where_the_finding_is_certain(small: Small, tmp_path: Path) -> None:
     cfg = small.settings("sft", tmp_path / "run", stop_on=("lr_zero",))
     run = Run("sft", cfg, Single(), total=9, shown=())
     for step in run.steps():
         if step < 3:
-            run.log({"lr": 0.0})
+            run.end_step({"lr": 0.0})
             continue
         with pytest.raises(UserError) as fault:
-            run.log({"lr": 0.0})
-        assert "no checkpoint" in fault.value.evidence
+            run.end_step({"lr": 0.0})
+        assert "saved: " in fault.value.evidence
         break
 
 

@@ -153,7 +153,7 @@ def test_eval_every_save_every_and_the_optimiser(small: Small, tmp_path: Path) -
 
 def test_without_save_state_there_is_no_state(small: Small, tmp_path: Path) -> None:
     """Contract item 11: `--need_optim_ckpt False` saved it all the same."""
-    small.run("sft", tmp_path / "run")
+    small.run("sft", tmp_path / "run", save_state=False)
     assert not (checkpoint(tmp_path / "run", 5) / "state").exists()
 
 
@@ -163,8 +163,9 @@ def test_overwrite_deletes_a_runs_own_files_only(small: Small, tmp_path: Path) -
     (run / "notes.txt").write_text("mine")
     (run / "old").mkdir()
     before = (run / "config.toml").read_text()
-    with pytest.raises(UserError, match="already holds a run") as refused:
-        small.run("sft", run)
+    with pytest.raises(UserError, match="the settings are not those of the run") as refused:
+        small.run("sft", run, save_every=1, seed=1)
+    assert "seed: 0 then, 1 now" in str(refused.value)
     assert "--overwrite" in str(refused.value)
     assert (run / "config.toml").read_text() == before
     small.run("sft", run, overwrite=True, epochs=0.4)

@@ -208,6 +208,13 @@ class RandomState:
             torch.cuda.set_rng_state_all([bytes_of(x) for x in state["cuda"]])
 
 
+def seed_generators(seed: int) -> None:
+    """Every run begins with the same: what a library draws unasked is a function of the seed too."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 def draw() -> None:
     """One number from each generator: what the test kit does between steps, to see that their state is kept."""
     random.random()

@@ -29,7 +29,7 @@ from kinkajou.train.checkpoints import Best, Checkpoints, Moment, facts_of, is_d
 from kinkajou.train.console import Console, environment
 from kinkajou.train.diagnosis import Diagnosis, StepFinding, step_finding, stops
 from kinkajou.train.identity import FREE, check_made_from, check_settings
-from kinkajou.train.kept import Kept, draw
+from kinkajou.train.kept import Kept, draw, seed_generators
 from kinkajou.train.logs import FINDINGS, LOGS, METRICS, SAMPLES, TIMING, Logs
 from kinkajou.train.nonfinite import NotFinite
 from kinkajou.train.occupied import LOCK
@@ -94,6 +94,7 @@ class Run:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", cfg.keep, self.kept, strategy, facts)
         self.console = Console(stage, self.total, shown, every=cfg.run.log_every, active=self.writes)
         self.started = time.monotonic()
+        seed_generators(cfg.run.seed)
         self.resumed = self._begin(settings)
         if self.writes:
             tables = {stage: config.flat(cfg), "environment": self.environment}

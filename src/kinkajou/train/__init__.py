@@ -1,23 +1,28 @@
 """Trainers.  Starting one reads and checks its records first, and only then imports torch."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kinkajou import config
+from kinkajou.errors import UserError
 from kinkajou.train.inputs import prefer_inputs, records, reward_inputs, rl_inputs, sft_inputs, trace_file
 
 
 @contextmanager
 def naming_lost_ranks() -> Iterator[None]:
-    """A rank whose peer has died says which, instead of the traceback of a collective."""
+    """A rank whose peer has died says which, instead of the traceback of a collective; one that ends says why."""
     try:
         yield
-    except RuntimeError as fault:
-        from kinkajou.parallel.lost import named
+    except (RuntimeError, UserError) as fault:
+        if "kinkajou.parallel.rollcall" not in sys.modules:  # nobody has been met yet
+            raise
+        from kinkajou.parallel.lost import named, said_last
 
         if told := named(fault):
             raise told from fault
+        said_last(fault)
         raise
 
 

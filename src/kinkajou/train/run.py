@@ -25,6 +25,7 @@ from kinkajou.errors import UserError
 from kinkajou.findings import Level
 from kinkajou.memory import Budget
 from kinkajou.parallel.strategy import Strategy
+from kinkajou.parallel.whereabouts import NOW
 from kinkajou.train.console import Console, environment
 from kinkajou.train.diagnosis import Diagnosis, StepFinding, step_finding, stops
 from kinkajou.train.nonfinite import NotFinite
@@ -64,6 +65,7 @@ class Run:
         self.keep = cfg.keep
         self.settings, self.strategy, self.total = cfg.run, strategy, self.watcher.total(total)
         self.folder, self.step = Path(cfg.run.output), 0
+        NOW.folder = self.folder
         self.writes = strategy.main
         self.writer: Writer | None = None
         """What writes a checkpoint if a finding stops the run (`--stop_on`)."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.trials import kills, on_ranks, seeds, stall, stops, storage
+from benchmarks.trials import kills, mutants, on_ranks, seeds, stall, stops, storage
 from benchmarks.trials.kills import Bench
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,6 +37,12 @@ CAMPAIGNS = {
         kills.right,
         kills.summary,
         "kill -9 at every named point, 50 a stage",
+    ),
+    "mutants": Campaign(
+        lambda folder, given: mutants.jobs(Bench.make(folder)),
+        mutants.right,
+        mutants.summary,
+        "runs that go on with one part of their state dropped",
     ),
     "stops": Campaign(
         lambda folder, given: stops.jobs(Bench.make(folder), given.each),

@@ -106,19 +106,15 @@ def need(flags: Namespace, name: str, what: str) -> str:
     return str(value)
 
 
-def need_folder(flags: Namespace, name: str, what: str) -> str:
-    """A model's folder or hub id; the single files in which the old system kept weights are refused."""
+def need_folder(flags: Namespace, name: str, what: str, *, base: str | None = None) -> str:
+    """A model's folder or hub id; weights that the old system kept become one: `base` says what they are of."""
+    import coati_weights
+
     value = need(flags, name, what)
     local = value.startswith(("/", ".", "~")) or value.count("/") > 1  # a hub id is owner/name
     if local and not Path(value).exists():
         raise UserError(f"--{name} {value} does not exist", fix=f"give {what}")
-    if Path(value).is_file():
-        raise UserError(
-            f"--{name} {value} is a file, and a model here is a folder",
-            evidence="old .pt checkpoints cannot be read yet",
-            fix="give the folder that these scripts wrote as --save_path, or any Hugging Face folder",
-        )
-    return value
+    return coati_weights.converted(f"--{name}", value, base) if coati_weights.is_old(Path(value)) else value
 
 
 def base_config(flags: Namespace, model: str, max_len: int) -> config.ModelConfig:

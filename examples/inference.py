@@ -14,8 +14,10 @@ from kinkajou.errors import UserError
 def flags() -> coati.Flags:
     found = coati.Flags("inference.py", "One answer of a trained model.")
     found.add_argument("--model", choices=coati.FAMILIES, help="family of the model, checked; detected if omitted")
-    found.add_argument("--pretrain", help="folder or hub id of a model, if there is no --model_path")
-    found.add_argument("--model_path", help="folder of a trained model")
+    found.add_argument(
+        "--pretrain", help="folder or hub id of a model; with an old --model_path, the model that it is of"
+    )
+    found.add_argument("--model_path", help="folder of a trained model, or an old .pt file")
     found.add_argument("--input", default="Question: How are you ? Answer:", help="what to answer")
     found.add_argument("--max_length", type=int, default=100, help="longest prompt and answer in tokens")
     return found
@@ -23,7 +25,8 @@ def flags() -> coati.Flags:
 
 def answer(given: Namespace) -> None:
     name = "model_path" if given.model_path else "pretrain"
-    source = coati.need_folder(given, name, "the folder of a model, or a hub id")
+    what = "the folder of a model, a hub id, or an old .pt file with the --pretrain it is of"
+    source = coati.need_folder(given, name, what, base=given.pretrain if given.model_path else None)
     coati.check_family(
         f"--{name}", source, given.model, since=f"--model {given.model}", fix="leave --model out: it is detected"
     )

@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import coati_flags as coati
 
@@ -56,7 +57,7 @@ def flags() -> coati.Flags:
     found.add_argument("--pretrain_dataset", help="chats of the ptx loss, in the same formats")
     found.add_argument("--rm_model", choices=coati.FAMILIES, help="family of the reward model; --model if omitted")
     found.add_argument("--rm_pretrain", help="what the reward model was trained from")
-    found.add_argument("--rm_path", help="folder of the trained reward model")
+    found.add_argument("--rm_path", help="folder of the trained reward model, or an old .pt file")
     counts = {
         "--num_episodes": (10, "episodes"),
         "--max_timesteps": (10, "rollout batches in an episode"),
@@ -132,11 +133,14 @@ def ptx(given: Namespace) -> PtxConfig:
 
 def reward_model(given: Namespace) -> str:
     """`--rm_path`; `--rm_pretrain` and `--rm_model` say what it has to be."""
-    folder = coati.need_folder(given, "rm_path", "the folder that train_reward_model.py wrote")
+    old = Path(given.rm_path or "").is_file()
+    folder = coati.need_folder(
+        given, "rm_path", "the folder that train_reward_model.py wrote, or an old .pt file", base=given.rm_pretrain
+    )
     family = given.rm_model or given.model
     since = f"--rm_model {family}" if given.rm_model else f"--model {family}, and no --rm_model"
     coati.check_family("--rm_path", folder, family, since=since, fix="say its family with --rm_model")
-    if given.rm_pretrain:
+    if given.rm_pretrain and not old:
         backbone = coati.need_folder(given, "rm_pretrain", "the folder or hub id of a language model")
         family = coati.hub_config(backbone).get("model_type")
         since = f"--rm_pretrain {backbone} is a {family} model"

@@ -3,6 +3,7 @@
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 import coati_flags as coati
 
@@ -35,7 +36,7 @@ def flags() -> coati.Flags:
         choices=(*coati.FAMILIES, "deberta", "roberta"),
         help="family of --pretrain, checked; detected if omitted",
     )
-    found.add_argument("--model_path", help="folder of a reward model to continue from")
+    found.add_argument("--model_path", help="folder of a reward model to continue from, or an old .pt file")
     found.add_argument("--dataset", default="Dahoas/rm-static", help="file of pairs, or a hub id")
     found.add_argument("--subset", help="subset of the data set, such as harmless-base")
     found.add_argument("--max_epochs", type=int, default=1, help="passes over the pairs")
@@ -81,7 +82,10 @@ def starting_point(given: Namespace) -> str:
     """The reward model to continue from, if there is one, else the language model."""
     if not given.model_path:
         return coati.need_folder(given, "pretrain", "the folder or hub id of a language model")
-    folder = coati.need_folder(given, "model_path", "the folder of a reward model")
+    old = Path(given.model_path).is_file()
+    folder = coati.need_folder(
+        given, "model_path", "the folder of a reward model, or an old .pt file", base=given.pretrain
+    )
     kinds = coati.hub_config(folder).get("architectures") or ()
     if kinds and not any(kind.endswith("SequenceClassification") for kind in kinds):
         raise UserError(
@@ -89,7 +93,7 @@ def starting_point(given: Namespace) -> str:
             evidence=f"config.json says {', '.join(kinds)}",
             fix="give it as --pretrain to start a reward model from it",
         )
-    if given.pretrain:
+    if given.pretrain and not old:
         family = coati.hub_config(given.pretrain).get("model_type")
         since = f"--pretrain {given.pretrain} is a {family} model"
         coati.check_family("--model_path", folder, family, since=since, fix="leave --pretrain out: it is not needed")

@@ -19,7 +19,7 @@ from benchmarks.trials.compare import differing, digests
 from benchmarks.trials.world import OF_STAGE, RUN, VARIANTS, make_world, write_recipe
 
 KILLED = -9
-SAVE_SHARE = 0.48
+SAVE_SHARE = 0.56
 TWICE_EVERY = 6
 ONCE = ("run.start", "resume.read")
 """Points that a process comes to once; to the second only if it goes on from a checkpoint."""
@@ -119,7 +119,7 @@ def turns(points: Sequence[str], number: int, dice: random.Random) -> list[str]:
 def fault_of(bench: Bench, variant: str, point: str, dice: random.Random, again: bool) -> Iterator[str]:
     counts = bench.counts[variant]
     if point == "resume.read":  # the first life must come far enough to leave something to go on from
-        late = "update.after_step"
+        late = "step.start"
         yield f"{late}:{dice.randint(1 + counts[late] // 2, counts[late])}:kill"
         yield f"{point}:1:kill"
         return

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models import VOCABULARY, write_models
+from tokenizers.pre_tokenizers import WhitespaceSplit
+
+from benchmarks.models import VOCABULARY, tokenizer, write_models
 from kinkajou import config
 
 ROWS = 24
@@ -71,6 +73,10 @@ def make_world(folder: Path) -> None:
     dice = random.Random(0)
     write_models(folder)
     (folder / "reward").rename(folder / "judge")
+    for name in ("policy", "judge"):
+        words = tokenizer()
+        words.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
+        words.save_pretrained(folder / name)
     write(folder / "chats.jsonl", rows(dice, ROWS, instruction=9, output=12))
     write(folder / "pairs.jsonl", rows(dice, ROWS, prompt=9, chosen=12, rejected=12))
     write(folder / "prompts.jsonl", rows(dice, ROWS, prompt=9))

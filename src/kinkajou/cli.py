@@ -1,11 +1,12 @@
 """The command line.  Nothing heavy is imported before a command runs, so `--help` is quick."""
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import cyclopts
 from cyclopts import Parameter
@@ -152,7 +153,7 @@ def borrowed(borrowing: Borrowing, name: str, kind: type[Any]) -> Callable[..., 
 
 
 def grouped(kind: type[Any]) -> type[Any]:
-    """Marks every nested group so that its fields become flags without a prefix, and whole numbers as such."""
+    """Marks every nested group so that its fields become flags without a prefix, and numbers as what they are."""
     for item in fields(kind):
         if isinstance(item.type, type) and is_dataclass(item.type):
             kind.__annotations__[item.name] = Annotated[grouped(item.type), Parameter(name="*")]
@@ -160,6 +161,9 @@ def grouped(kind: type[Any]) -> type[Any]:
             kind.__annotations__[item.name] = Annotated[int, Parameter(converter=whole)]
         elif item.type == int | None:
             kind.__annotations__[item.name] = Annotated[int | None, Parameter(converter=whole_or_none)]
+        elif item.type in (float, float | None):
+            read = number if item.name in config.UNBOUNDED else finite
+            kind.__annotations__[item.name] = Annotated[item.type, Parameter(converter=read)]
         elif item.type == tuple[str, ...]:  # --stop-on A B, or --stop-on A --stop-on B
             kind.__annotations__[item.name] = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
     return kind
@@ -174,15 +178,34 @@ def names_of(kind: type[Any]) -> set[str]:
 
 
 def whole(kind: Any, tokens: Sequence[cyclopts.Token]) -> int:
-    """A whole number, 1e3 included; cyclopts alone would make 2 of 2.5."""
-    word, source = tokens[0].value, tokens[0].source
+    """A whole number of 64 bits, 1e3 included; cyclopts alone would make 2 of 2.5."""
+    word, value = tokens[0].value, None
     with contextlib.suppress(ValueError):
-        return int(word)
+        value = float(word)
+        value = int(word)
+    if value is not None and -(2**63) <= value < 2**63 and value == int(value):
+        return int(value)
+    raise unreadable(tokens[0], "int")
+
+
+def number(kind: Any, tokens: Sequence[cyclopts.Token], *, most: float = math.inf) -> float | None:
+    word = tokens[0].value
+    if type(None) in get_args(kind) and word.lower() in ("none", "null"):
+        return None
     with contextlib.suppress(ValueError):
-        if float(word).is_integer():
-            return int(float(word))
-    place = "" if source in ("", "cli") else f" from {source}"
-    raise ValueError(f'unable to convert "{word}"{place} into int')
+        if abs(value := float(word)) <= most:  # which NaN is not
+            return value
+    raise unreadable(tokens[0], "float" if most == math.inf else "a finite number")
+
+
+def finite(kind: Any, tokens: Sequence[cyclopts.Token]) -> float | None:
+    """Infinity is refused where it means nothing: a learning rate of it would train garbage."""
+    return number(kind, tokens, most=sys.float_info.max)
+
+
+def unreadable(token: cyclopts.Token, kind: str) -> ValueError:
+    place = "" if token.source in ("", "cli") else f" from {token.source}"
+    return ValueError(f'unable to convert "{token.value}"{place} into {kind}')
 
 
 def whole_or_none(kind: Any, tokens: Sequence[cyclopts.Token]) -> int | None:
@@ -326,6 +349,7 @@ def stage_table(path: Path, stage: str) -> dict[str, Any]:
             raise UserError(f"{path}: unknown table [{name}]", fix=did_you_mean(name, known))
     if stage not in tables:
         raise UserError(f"{path} has no table [{stage}]", evidence=f"it has: {', '.join(tables)}")
+    config.check_texts(path, stage, tables[stage], STAGES[stage][0])
     return tables[stage]
 
 

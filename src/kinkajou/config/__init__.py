@@ -4,6 +4,7 @@ from kinkajou.config.dialects import ALGORITHMS, DIALECTS
 from kinkajou.config.groups import (
     NO_OUTPUT,
     NO_RECORDS,
+    UNBOUNDED,
     DataConfig,
     ModelConfig,
     OptimConfig,
@@ -12,7 +13,7 @@ from kinkajou.config.groups import (
 from kinkajou.config.keep import KeepConfig
 from kinkajou.config.parallel import STRATEGIES, STRATEGY_ALIASES, EngineConfig, ParallelConfig
 from kinkajou.config.preference import PreferConfig, PreferenceLossConfig
-from kinkajou.config.recipes import flat, read_recipe, to_toml, toml_value
+from kinkajou.config.recipes import check_texts, flat, read_recipe, to_toml, toml_value
 from kinkajou.config.records import RewardConfig, SFTConfig
 from kinkajou.config.rl import (
     ClipConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "NO_RECORDS",
     "STRATEGIES",
     "STRATEGY_ALIASES",
+    "UNBOUNDED",
     "ChatConfig",
     "CheckConfig",
     "ClipConfig",
@@ -84,6 +86,7 @@ __all__ = [
     "ShapingConfig",
     "StageConfig",
     "SurrogateConfig",
+    "check_texts",
     "flat",
     "read_recipe",
     "to_toml",

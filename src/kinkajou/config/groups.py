@@ -4,6 +4,7 @@ A stage's config is made of groups whose fields share one flat namespace, so rec
 A field with the default "" must be given.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,11 +26,17 @@ def require(group: Any, *names: str) -> None:
             raise UserError(f"--{name} is missing", fix=f"give --{name}, or `{name} = ...` in the recipe")
 
 
+UNBOUNDED = ("max_norm",)
+"""Settings that may be infinite."""
+
+
 def at_least(group: Any, low: float, *names: str) -> None:
     for name in names:
         value = getattr(group, name)
         if value is not None and not value >= low:
             raise UserError(f"--{name} must be at least {low:g}", evidence=f"--{name} {value}")
+        if value == math.inf and name not in UNBOUNDED:
+            raise UserError(f"--{name} must be finite", evidence=f"--{name} {value}")
 
 
 def within(group: Any, low: float, high: float, *names: str) -> None:
@@ -68,6 +75,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         at_least(self, 8, "max_len")
         at_least(self, 0, "lora_rank")
+        at_least(self, 1e-6, "lora_alpha")
         at_least(self, 270, "vocab_size")  # 256 bytes and the special tokens
 
 

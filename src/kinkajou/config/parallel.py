@@ -33,9 +33,12 @@ class ParallelConfig:
     """Network interface of the traffic between processes; on one machine the loopback if omitted."""
     start_timeout_s: float = 60.0
     """Longest wait for all processes to come up."""
+    collective_timeout_s: float = 600.0
+    """Longest wait of a process for the others: for the longest rollout of another, for what the first one does alone
+    (new weights to a server), or for one that hangs.  One that was killed is noticed at once."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "tp", "start_timeout_s")
+        at_least(self, 1, "tp", "start_timeout_s", "collective_timeout_s")
         within(self, 0.0, 1.0, "device_share")
         name = STRATEGY_ALIASES.get(self.strategy, self.strategy)
         object.__setattr__(self, "strategy", name)

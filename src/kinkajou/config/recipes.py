@@ -1,6 +1,7 @@
 """Settings as flat tables: recipes are read from TOML and every run writes its own."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,37 @@ def toml_value(value: Any) -> str:
         return f"[{', '.join(map(toml_value, value))}]"
     escaped = str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
+
+
+def check_texts(path: Path, stage: str, table: dict[str, Any], kind: type[Any]) -> None:
+    """UserError for a value of another kind where text belongs: a reader of flags would take 3 for "3"."""
+    hints = dict(texts_of(kind))
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        several = isinstance(value, list) and hints.get(name) == "texts"
+        wrong = [item for item in (value if several else [value]) if not isinstance(item, str)]
+        if name in hints and wrong:
+            what = "texts in brackets" if hints[name] == "texts" else "one text"
+            raise UserError(
+                f"{path}: [{stage}] {key} must be {what}",
+                evidence=f"{key} = {shown_value(wrong[0])}",
+                fix=f'{key} = "..."' + (f' or {key} = ["...", "..."]' if hints[name] == "texts" else ""),
+            )
+
+
+def texts_of(kind: type[Any]) -> Iterator[tuple[str, str]]:
+    """Settings that are text, or several texts, those of the groups included."""
+    for item in dataclasses.fields(kind):
+        if isinstance(item.type, type) and dataclasses.is_dataclass(item.type):
+            yield from texts_of(item.type)
+        elif item.type in (str, str | None):
+            yield item.name, "text"
+        elif item.type == tuple[str, ...]:
+            yield item.name, "texts"
+
+
+def shown_value(value: Any) -> str:
+    return toml_value(value) if isinstance(value, bool | int | float) else f"{str(value)[:60]}"
 
 
 def read_recipe(path: Path) -> dict[str, dict[str, Any]]:

@@ -9,15 +9,18 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from kinkajou.errors import UserError
-from kinkajou.parallel import interfaces, rollcall
+from kinkajou.parallel import interfaces, rollcall, watch
 from kinkajou.parallel.nodes import Place
 from kinkajou.parallel.rollcall import ROLL, Roll
 from kinkajou.parallel.store import host_store, join_store
 
+COLLECTIVE_S = 600.0
+FLIGHT_RECORDER = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
+"""NCCL's last collectives, written down when one takes too long.  Set where a user has not; unmeasured."""
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def join(*, interface: str | None, start_timeout_s: float, collective_timeout_s: float = 600.0) -> torch.device:
+def join(*, interface: str | None, start_timeout_s: float, collective_timeout_s: float = COLLECTIVE_S) -> torch.device:
     """Meets the other ranks and makes the default process group; returns this rank's device, which is set.
 
     Traffic goes over `interface`; if omitted over the loopback where all ranks are on this machine, else over the one
@@ -39,6 +42,7 @@ def join(*, interface: str | None, start_timeout_s: float, collective_timeout_s:
         raise fault or said from None
     make_group(roll, used, device, start_timeout_s, collective_timeout_s)
     ROLL.set(roll)
+    watch.begin(roll)
     return device
 
 
@@ -132,6 +136,8 @@ def open_store(used: str | None, place: Place, main: str, timeout_s: float) -> S
 
 def make_group(roll: Roll, used: str | None, device: torch.device, start_timeout_s: float, timeout_s: float) -> None:
     gpu = device.type == "cuda"
+    for name, value in FLIGHT_RECORDER.items() if gpu else ():
+        os.environ.setdefault(name, value)
     try:
         # gloo connects every pair here, also where NCCL will carry the weights.
         dist.init_process_group(

@@ -7,6 +7,7 @@ from typing import Any
 
 from kinkajou.errors import UserError
 from kinkajou.parallel import allocator
+from kinkajou.parallel.launch import COLLECTIVE_S
 from kinkajou.parallel.ranks import Replicated
 from kinkajou.parallel.sharded import GEMINI, ZERO2, ZERO2_CPU, ZERO3, Sharded
 from kinkajou.parallel.strategy import Single, Strategy
@@ -27,6 +28,7 @@ def make_strategy(
     device_share: float | None = None,
     interface: str | None = None,
     start_timeout_s: float = 60.0,
+    collective_timeout_s: float = COLLECTIVE_S,
 ) -> Strategy:
     """The named strategy.  A process group without a strategy that uses it would train the same thing twice."""
     allocator.settle()
@@ -38,7 +40,11 @@ def make_strategy(
                 fix="say --strategy ddp, or start one process",
             )
         return Single()
-    options: dict[str, Any] = {"interface": interface, "start_timeout_s": start_timeout_s}
+    options: dict[str, Any] = {
+        "interface": interface,
+        "start_timeout_s": start_timeout_s,
+        "collective_timeout_s": collective_timeout_s,
+    }
     if name == "ddp":
         return BUILT[name](**options)
     return BUILT[name](tp=tp, device_share=device_share, **options)

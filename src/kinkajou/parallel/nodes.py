@@ -5,6 +5,7 @@ import re
 import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 MOST_NODES = 100_000
 
@@ -51,6 +52,26 @@ def expand_one(word: str) -> list[str]:
 def own_name() -> str:
     """As Slurm calls this machine, for its list has those names; else as it calls itself."""
     return (os.environ.get("SLURMD_NODENAME") or socket.gethostname())[:255]
+
+
+def fields_of(pid: int) -> list[str]:
+    """The kernel's line on a process, from its state on; empty where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def started(pid: int) -> str:
+    """When a process began, in the kernel's ticks: numbers of processes are used again.  Empty where nobody tells."""
+    return (fields_of(pid)[19:20] or [""])[0]
+
+
+def has_ended(pid: int) -> bool:
+    """Also one whose parent has not yet asked for its exit code.  Without /proc nothing is known."""
+    if not Path("/proc/self/stat").exists():
+        return False
+    return (fields_of(pid) or ["X"])[0] in "ZX"
 
 
 def short(host: str) -> str:

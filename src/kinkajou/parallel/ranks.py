@@ -11,19 +11,27 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from kinkajou.errors import UserError
-from kinkajou.parallel.launch import join
+from kinkajou.parallel.launch import COLLECTIVE_S, join
 from kinkajou.parallel.strategy import Single, T
 
 
 class Ranks(Single):
     """Processes in a grid: `tp` neighbours share their rows and each matrix, the others split the rows."""
 
-    def __init__(self, *, tp: int = 1, interface: str | None = None, start_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        *,
+        tp: int = 1,
+        interface: str | None = None,
+        start_timeout_s: float = 60.0,
+        collective_timeout_s: float = COLLECTIVE_S,
+    ) -> None:
         super().__init__()
         if dist.is_initialized():  # an imagined world (imagined.py)
             self.device = torch.device("cpu")
         else:
-            self.device = join(interface=interface, start_timeout_s=start_timeout_s)
+            bounds = {"start_timeout_s": start_timeout_s, "collective_timeout_s": collective_timeout_s}
+            self.device = join(interface=interface, **bounds)
         everyone = self.processes = dist.get_world_size()
         if everyone % tp:
             raise UserError(

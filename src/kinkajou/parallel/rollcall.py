@@ -37,6 +37,8 @@ class Hello:
     address: str
     """Of the interface that it uses; empty where a user's own setting stands."""
     pid: int
+    started: str
+    """When its process began: with the number, which process it is."""
     kinkajou: str
     torch: str
     fault: str
@@ -64,6 +66,7 @@ def hello(place: Place, *, address: str = "", fault: str = "") -> Hello:
         host=nodes.own_name(),
         address=address,
         pid=os.getpid(),
+        started=nodes.started(os.getpid()),
         kinkajou=__version__,
         torch=str(torch.__version__),
         fault=fault[:1024],

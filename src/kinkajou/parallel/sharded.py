@@ -69,10 +69,9 @@ class Sharded(Ranks):
         *,
         tp: int = 1,
         device_share: float | None = None,
-        interface: str | None = None,
-        start_timeout_s: float = 60.0,
+        **joining: Any,
     ) -> None:
-        super().__init__(tp=tp, interface=interface, start_timeout_s=start_timeout_s)
+        super().__init__(tp=tp, **joining)
         self.placement, self.device_share = placement, device_share
 
     def wrap(self, model: nn.Module) -> nn.Module:

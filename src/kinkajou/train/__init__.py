@@ -1,11 +1,13 @@
 """Trainers.  Starting one reads and checks its records first, and only then imports torch."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
 from kinkajou import config
+from kinkajou.errors import UserError
 from kinkajou.train.inputs import records, trace_file
 from kinkajou.train.occupied import occupied
 
@@ -21,14 +23,17 @@ TRAINERS = {
 
 @contextmanager
 def naming_lost_ranks() -> Iterator[None]:
-    """A rank whose peer has died says which, instead of the traceback of a collective."""
+    """A rank whose peer has died says which, instead of the traceback of a collective; one that ends says why."""
     try:
         yield
-    except RuntimeError as fault:
-        from kinkajou.parallel.lost import named
+    except (RuntimeError, UserError) as fault:
+        if "kinkajou.parallel.rollcall" not in sys.modules:  # nobody has been met yet
+            raise
+        from kinkajou.parallel.lost import named, said_last
 
         if told := named(fault):
             raise told from fault
+        said_last(fault)
         raise
 
 

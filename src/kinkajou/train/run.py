@@ -25,6 +25,7 @@ from kinkajou.errors import UserError
 from kinkajou.findings import Level
 from kinkajou.memory import Budget
 from kinkajou.parallel.strategy import Strategy
+from kinkajou.parallel.whereabouts import NOW
 from kinkajou.train.checkpoints import Best, Checkpoints, Moment, facts_of, is_due, way_back, write_best
 from kinkajou.train.console import Console, environment
 from kinkajou.train.diagnosis import Diagnosis, StepFinding, step_finding, stops
@@ -71,6 +72,7 @@ class Run:
         self.watcher = WATCHER.get()
         self.stage, self.settings, self.keep, self.strategy = stage, cfg.run, cfg.keep, strategy
         self.total, self.folder = self.watcher.total(total), Path(cfg.run.output)
+        NOW.folder = self.folder
         self.writes = strategy.main
         self.behind = 0
         """Whole steps behind the weights."""

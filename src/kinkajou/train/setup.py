@@ -75,6 +75,7 @@ def strategy_of(where: config.ParallelConfig) -> Strategy:
         device_share=where.device_share,
         interface=where.interface,
         start_timeout_s=where.start_timeout_s,
+        collective_timeout_s=where.collective_timeout_s,
     )
 
 

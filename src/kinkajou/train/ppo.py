@@ -71,7 +71,8 @@ def score(
     assert parts.reference  # PPO always has one
     ref_logp = in_parts(rollout, budget, parts.reference, s.passes)
     values = in_parts(asked, budget, values_of(parts, critic, s), s.passes)
-    scores, kl_reward = shaped(cfg, rollout), kl_term(cfg, logp, ref_logp)
+    running = parts.state.see(cfg, rollout, s)
+    scores, kl_reward = shaped(cfg, rollout, parts.state.scores), kl_term(cfg, logp, ref_logp)
     in_reward = coefficient if cfg.kl.kl_in == "reward" else 0.0
     made = ppo_estimates(cfg, scores, kl_reward, values, mask, kl_coef=in_reward, s=s)
     weights, gap = correction(cfg, rollout.sampler_logp, logp, mask, s)
@@ -86,6 +87,7 @@ def score(
         **sample_metrics(sampled, reward, kl.k1(logp, ref_logp)[:, :-1], s),
         "kl_coef": coefficient,
         "explained_variance": variance.item(),
+        **running,
         **gap,
     }
 

@@ -64,8 +64,7 @@ GROUP = ("Config", "Algorithm", "Numerics")
 NO_SOURCE = {"alone", "masked_mean", "whiten", "explained_variance", "token_logps", "entropy"}
 NO_SOURCE |= {"first_target", "last_target", "only_first", "bounded"}
 # Foreign readers (the hub client, Arrow) and users' functions let any kind through; there each becomes a UserError.
-# A thread's fault is raised where it is asked for.
-CATCHES_ALL = {"data/sources.py", "data/containers.py", "rewards/worker.py", "train/behind.py"}
+CATCHES_ALL = {"data/sources.py", "data/containers.py", "rewards/worker.py"}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from kinkajou.errors import UserError
-from kinkajou.rewards.judges import Ensemble, Judge, Term, Verdict, WeightedSum
+from kinkajou.rewards.judges import Ensemble, Judge, Term, Verdict, WeightedSum, check_finite
 from kinkajou.rewards.load import check_specs, load_judge, reward_model_folder
 from small import Small
 from tiny import save_source, tiny_tokenizer
@@ -139,8 +139,11 @@ def test_a_function_in_a_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e39])
 def test_a_part_that_is_no_number_is_named(bad: float) -> None:
     judge = WeightedSum([Term("rule:ended", 1.0, Fixed(0, 0, 0)), Term("model:x", 0.0, Fixed(1, bad, bad))])
+    verdict = judge(ANSWERS, rollout_of(ROWS))
+    assert verdict.bad[1][0] == "model:x"
+    assert verdict.scores.isfinite().tolist() == [True, False, False]
     with pytest.raises(UserError) as caught:
-        judge(ANSWERS, rollout_of(ROWS))
+        check_finite(verdict, ANSWERS)
     for word in ("model:x", "second?", "prompts.jsonl:7", "2 such samples"):
         assert word in str(caught.value)
     assert caught.value.exit_code == 3

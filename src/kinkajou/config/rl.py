@@ -86,6 +86,8 @@ class JudgeConfig(ScoringConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ShapingConfig:
+    score_scale: Literal["none", "std", "mean_std"] = "none"
+    """Divide scores by the standard deviation of all scores of the run so far, and take their mean from them first."""
     missing_end_penalty: float = 0.0
     """Taken from the score of an answer that did not end by itself."""
     overlong_share: float = FROM_TABLE

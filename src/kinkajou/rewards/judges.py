@@ -18,6 +18,8 @@ from kinkajou.rewards.answer import Answer, Rule, sample_of
 class Verdict:
     scores: Tensor  # (b,) float32 on the rollout's device
     details: dict[str, Tensor] = field(default_factory=dict)  # (b,) each; the names do not depend on the answers
+    bad: dict[int, tuple[str, float]] = field(default_factory=dict)
+    """By sample, the first reward that gave no finite number, and what it gave."""
 
 
 class Judge(Protocol):
@@ -90,7 +92,7 @@ class Term:
 
 
 class WeightedSum:
-    """Sum of weight x score; a score that is no number stops the run here, by name."""
+    """Sum of weight x score; which of them gave no finite number is told by name."""
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self.terms = terms
@@ -98,15 +100,17 @@ class WeightedSum:
     def __call__(self, answers: Sequence[Answer], rollout: Rollout) -> Verdict:
         total = torch.zeros(len(answers), device=rollout.tokens.device)
         details: dict[str, Tensor] = {}
+        bad: dict[int, tuple[str, float]] = {}
         alone = len(self.terms) == 1 and self.terms[0].weight == 1
         for term in self.terms:
             part = term.judge(answers, rollout)
-            check_finite(part.scores, answers, term.name)
+            wrong = (~part.scores.isfinite()).nonzero().flatten().tolist()
+            bad = {i: (term.name, float(part.scores[i])) for i in wrong} | bad
             total = total + term.weight * part.scores
             own = {} if alone else {term.name: part.scores}
             further = {key if key not in details else f"{term.name} {key}": x for key, x in part.details.items()}
             details |= own | further
-        return Verdict(total, details)
+        return Verdict(total, details, bad)
 
 
 def as_scores(values: Sequence[float], rollout: Rollout) -> Tensor:
@@ -114,11 +118,13 @@ def as_scores(values: Sequence[float], rollout: Rollout) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=rollout.tokens.device)
 
 
-def check_finite(scores: Tensor, answers: Sequence[Answer], name: str) -> None:
-    bad = (~scores.isfinite()).nonzero().flatten().tolist()
+def check_finite(verdict: Verdict, answers: Sequence[Answer]) -> None:
+    """Refuses scores that are not finite, where none can be left out."""
+    bad = (~verdict.scores.isfinite()).nonzero().flatten().tolist()
     if bad:
+        name, score = verdict.bad.get(bad[0], ("sum", float(verdict.scores[bad[0]])))
         raise UserError(
-            f"the reward {name} gave {scores[bad[0]].item()} instead of a number",
+            f"the reward {name} gave {score} instead of a number",
             evidence=f"{sample_of(answers[bad[0]])}; {len(bad)} such samples",
             fix="mend the reward, or leave such prompts out",
             exit_code=3,

@@ -1,37 +1,33 @@
 """One piece of work at a time in a thread beside the training; its fault comes out where the training asks."""
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 
 class Behind:
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self.fault: BaseException | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._work: Future[None] | None = None
 
     @property
     def busy(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        return self._work is not None and not self._work.done()
+
+    @property
+    def failed(self) -> bool:
+        return self._work is not None and self._work.done() and self._work.exception() is not None
 
     def start(self, work: Callable[[], None]) -> None:
         assert not self.busy
-
-        def run() -> None:
-            try:
-                work()
-            except BaseException as fault:
-                self.fault = fault
-
-        self._thread = threading.Thread(target=run, name="checkpoint")
-        self._thread.start()
+        self._work = self._thread.submit(work)
 
     def wait(self) -> None:
-        if self._thread:
-            self._thread.join()
-            self._thread = None
+        """For the end of the work, however it ends."""
+        if self._work:
+            wait([self._work])
 
     def check(self) -> None:
         """Raises the fault of the last work, once."""
-        fault, self.fault = self.fault, None
-        if fault:
-            raise fault
+        work, self._work = self._work, None
+        if work:
+            work.result()

@@ -71,7 +71,7 @@ class Checkpoints:
     @property
     def flags(self) -> tuple[bool, bool]:
         """Whether this process still writes, and whether that has failed: for `go_on`, once all have heard."""
-        return self._behind.busy, self._behind.fault is not None
+        return self._behind.busy, self._behind.failed
 
     def save(self, moment: Moment) -> None:
         """Copies all that is kept, and lets a thread write it; a save before this one is waited for."""

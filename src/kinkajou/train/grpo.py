@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kinkajou import faults
 from kinkajou.algos import kl
 from kinkajou.algos.groups import zero_spread
 from kinkajou.algos.losses import Loss
@@ -70,6 +71,7 @@ def collect(run: Run, cfg: GRPOConfig, parts: RLParts) -> Round[GRPOBatch]:
     with run.phase("score"):
         batch, found = score(cfg, parts, sampled, run.strategy)
     run.count_tokens("score", sampled.rollout.lengths)
+    faults.reached("rollout.scored")
     return Round(joined(batch, run.strategy, cfg.algo.group_size), found, sampled.samples)
 
 
@@ -81,7 +83,8 @@ def score(cfg: GRPOConfig, parts: RLParts, sampled: Sampled, s: Strategy) -> tup
     ref_logp = in_parts(rollout, budget, parts.reference, s.passes) if parts.reference else torch.zeros_like(logp)
     kl_reward = kl_term(cfg, logp, ref_logp) * mask if parts.reference else torch.zeros_like(logp)
     in_reward = coefficient if cfg.kl.kl_in == "reward" else 0.0
-    scores = shaped(cfg, rollout)
+    running = parts.state.see(cfg, rollout, s)
+    scores = shaped(cfg, rollout, parts.state.scores)
     advantages = grpo_advantages(cfg, scores, kl_reward, mask, kl_coef=in_reward, s=s)
     weights, gap = correction(cfg, rollout.sampler_logp, logp, mask, s)
     trained = mask & rollout.ended[:, None] if cfg.shaping.mask_truncated else mask
@@ -95,6 +98,7 @@ def score(cfg: GRPOConfig, parts: RLParts, sampled: Sampled, s: Strategy) -> tup
         ),
         **({"kl_coef": coefficient} if parts.reference else {}),
         "zero_spread": mean_over_samples(flat, s),
+        **running,
         **gap,
     }
 

@@ -25,8 +25,17 @@ class NotFinite(UserError):
     `parts` are this rank's micro-batches, and `rank` is the one whose micro-batches had it.
     """
 
-    def __init__(self, place: str, evidence: str, fix: str, *, parts: Sequence[Part] = (), rank: int = 0) -> None:
-        self.place, self.parts, self.rank = place, parts, rank
+    def __init__(
+        self,
+        place: str,
+        evidence: str,
+        fix: str,
+        *,
+        parts: Sequence[Part] = (),
+        rank: int = 0,
+        what: str = "a loss or gradient",
+    ) -> None:
+        self.place, self.parts, self.rank, self.what = place, parts, rank, what
         super().__init__(
             f"the step is not finite, first in {place}; the weights were not touched",
             evidence=evidence,
@@ -38,7 +47,7 @@ class NotFinite(UserError):
         """The same as the end of a run, after so many in a row."""
         evidence = f"{self.evidence}; {number} in a row" if number > 1 else self.evidence
         fix = f"{self.fix}; {kept}" if kept else self.fix
-        return NotFinite(self.place, evidence, fix, parts=self.parts, rank=self.rank)
+        return NotFinite(self.place, evidence, fix, parts=self.parts, rank=self.rank, what=self.what)
 
 
 @dataclasses.dataclass(frozen=True)

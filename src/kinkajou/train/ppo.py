@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kinkajou import faults
 from kinkajou.algos import kl, losses, tensors
 from kinkajou.algos.losses import Loss
 from kinkajou.batch import GRPOBatch, PPOBatch, TokenBatch, ValueBatch
@@ -73,6 +74,7 @@ def collect(run: Run, cfg: PPOConfig, parts: RLParts, critic: Critic | None) -> 
     with run.phase("score"):
         batch, found = score(cfg, parts, critic, sampled, run.strategy)
     run.count_tokens("score", sampled.rollout.lengths)
+    faults.reached("rollout.scored")
     return Round(joined(batch, run.strategy), found, sampled.samples)
 
 
@@ -87,7 +89,8 @@ def score(
     assert parts.reference  # PPO always has one
     ref_logp = in_parts(rollout, budget, parts.reference, s.passes)
     values = in_parts(asked, budget, values_of(parts, critic, s), s.passes)
-    scores, kl_reward = shaped(cfg, rollout), kl_term(cfg, logp, ref_logp)
+    running = parts.state.see(cfg, rollout, s)
+    scores, kl_reward = shaped(cfg, rollout, parts.state.scores), kl_term(cfg, logp, ref_logp)
     in_reward = coefficient if cfg.kl.kl_in == "reward" else 0.0
     made = ppo_estimates(cfg, scores, kl_reward, values, mask, kl_coef=in_reward, s=s)
     weights, gap = correction(cfg, rollout.sampler_logp, logp, mask, s)
@@ -102,6 +105,7 @@ def score(
         **sample_metrics(sampled, reward, kl.k1(logp, ref_logp)[:, :-1], s),
         "kl_coef": coefficient,
         "explained_variance": variance.item(),
+        **running,
         **gap,
     }
 

@@ -1,6 +1,7 @@
 """Sampling answers to prompts and having them judged, for training and on held-out prompts."""
 
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from torch.profiler import record_function
 from kinkajou import faults
 from kinkajou.algos.groups import overlong_penalty, zero_spread
 from kinkajou.algos.kl import bounded, k1
+from kinkajou.algos.running import Moments, scaled
 from kinkajou.algos.tensors import masked_mean
 from kinkajou.batch import Rollout, ScoredRollout, TokenBatch
 from kinkajou.config import GRPOConfig, RLConfig
@@ -24,8 +26,9 @@ from kinkajou.engine.engine import AheadEngine
 from kinkajou.engine.sampling import derive_seed
 from kinkajou.errors import UserError
 from kinkajou.parallel.strategy import Strategy
-from kinkajou.rewards.judges import Judge, Verdict
+from kinkajou.rewards.judges import Judge, Verdict, check_finite
 from kinkajou.rewards.rules import Answer
+from kinkajou.train.bad_scores import take_out
 from kinkajou.train.parts import RLParts, Task
 from kinkajou.train.round import Round
 from kinkajou.train.run import Run
@@ -57,7 +60,8 @@ def sample_prompts(run: Run, cfg: RLConfig, parts: RLParts, batch: Sequence[int]
     faults.reached("rollout.sampled")
     verdict = judged(run, parts.judge, answers, rollout)
     scored = ScoredRollout(rollout.tokens, rollout.mask, rollout.sampler_logp, rollout.ended, verdict.scores)
-    details = {metric_of(name): mean_over_samples(x, s) for name, x in verdict.details.items()}
+    scored, bad = take_out(scored, verdict, answers, size, s, run.guard)
+    details = {metric_of(name): mean_of_finite(x, s) for name, x in verdict.details.items()} | bad
     if cfg.engine.max_staleness:
         details["staleness"] = cast(AheadEngine, parts.engine).staleness
     return Sampled(scored, sample_rows(answers, verdict, s, size), details)
@@ -111,12 +115,19 @@ def generate(
     return rollout, answers
 
 
-def judged(run: Run, judge: Judge, answers: Sequence[Answer], rollout: Rollout) -> Verdict:
-    """The judge's scores.  If they cannot be had, nothing is lost: answers and weights are written before the stop."""
+def judged(run: Run, judge: Judge, answers: Sequence[Answer], rollout: Rollout, *, must: bool = False) -> Verdict:
+    """The judge's scores.  If they cannot be had, nothing is lost: answers and weights are written before the stop.
+
+    With `must` each score must be finite.
+    """
     verdict, fault = None, None
     try:
         with record_function("kinkajou/judge"):
             verdict = judge(answers, rollout)
+            if faults.reached("judge.scores") == "nan":
+                verdict.scores[:1] = float("nan")
+            if must:
+                check_finite(verdict, answers)
     except UserError as found:  # told below, once every rank knows
         fault = found
     failed = run.strategy.all_sum(torch.tensor(float(fault is not None), device=rollout.tokens.device))
@@ -163,12 +174,13 @@ def sample_groups(run: Run, cfg: GRPOConfig, parts: RLParts) -> Sampled:
     """
     s, size, wanted = run.strategy, cfg.algo.group_size, cfg.rollout.prompts_per_step
     found: list[tuple[ScoredRollout, list[dict[str, Any]]]] = []
-    useful = 0
+    useful, bad = 0, 0.0
     for attempt in range(1 + cfg.algo.dynamic_sampling):
         try:
             sampled = sample_prompts(run, cfg, parts, parts.order.batch(parts.state.batches + attempt), attempt)
         except UserError as fault:
             raise with_earlier(run, fault, [row for _, rows in found for row in rows]) from None
+        bad += sampled.metrics.get("bad_scores", 0.0)
         whole = joined(sampled.rollout, s, size) if cfg.algo.dynamic_sampling else sampled.rollout
         found.append((whole, sampled.samples))
         useful += int((~zero_spread(whole.scores.view(-1, size))).sum())
@@ -176,6 +188,7 @@ def sample_groups(run: Run, cfg: GRPOConfig, parts: RLParts) -> Sampled:
             break
     parts.state.batches += len(found)
     rounds = {"sampling_rounds": float(len(found))} if cfg.algo.dynamic_sampling else {}
+    rounds |= {"bad_scores": bad} if bad else {}
     if len(found) == 1:
         return replace(sampled, metrics=sampled.metrics | rounds)
     groups = regrouped(found, wanted, size)
@@ -184,9 +197,14 @@ def sample_groups(run: Run, cfg: GRPOConfig, parts: RLParts) -> Sampled:
     samples = [row for _, part in found for row in part]
     picked = [samples[group * size + k] for group in groups for k in range(size)]
     details = set(picked[0]) - {"prompt", "response", "score", "ended"}
-    metrics = {metric_of(name): fmean(row[name] for row in picked) for name in sorted(details)}
+    metrics = {metric_of(name): mean_of_rows(picked, name) for name in sorted(details)}
     mine = everything.select(torch.tensor(rows, device=everything.tokens.device))
     return Sampled(mine, picked, metrics | rounds)
+
+
+def mean_of_rows(rows: Sequence[dict[str, Any]], name: str) -> float:
+    finite = [row[name] for row in rows if math.isfinite(row[name])]
+    return fmean(finite) if finite else 0.0
 
 
 def with_earlier(run: Run, fault: UserError, rows: Sequence[dict[str, Any]]) -> UserError:
@@ -224,20 +242,29 @@ def minibatches(cfg: RLConfig, rows: int, step: int) -> Iterator[list[int]]:
             yield order[start : start + cfg.algo.minibatch_size]
 
 
-def shaped(cfg: RLConfig, rollout: ScoredRollout) -> Tensor:
-    """Scores as training sees them: bounded, less the penalties for no end and for length.  (b,).
+def shaped(cfg: RLConfig, rollout: ScoredRollout, seen: Sequence[float] = (0.0, 0.0, 0.0)) -> Tensor:
+    """Scores as training sees them: scaled, bounded, less the penalties for no end and for length.  (b,).
+
+    `seen` are the moments of all scores so far, these included (`RLState.scores`).
 
     Where advantages are per token the bound comes later, on what the baseline leaves (OpenRLHF; estimates.py).
     """
     shaping, longest = cfg.shaping, cfg.rollout.max_new_tokens
     later = isinstance(cfg, GRPOConfig) and cfg.algo.returns == "token"
-    scores = bounded(rollout.scores, 0.0 if later else cfg.numerics.score_clip)
+    scores = scaled(rollout.scores, Moments(*seen), shaping.score_scale)
+    scores = bounded(scores, 0.0 if later else cfg.numerics.score_clip)
     scores = scores - shaping.missing_end_penalty * ~rollout.ended
     buffer = max(1, round(shaping.overlong_share * longest)) if shaping.overlong_share else 0
     if buffer:
         lengths = rollout.mask.sum(1)
         scores = scores + shaping.overlong_penalty * overlong_penalty(lengths, longest, buffer)
     return scores
+
+
+def mean_of_finite(x: Tensor, s: Strategy) -> float:
+    """A judge's detail: a score that is not finite has been told of."""
+    finite = x.isfinite()
+    return masked_mean(x.where(finite, 0.0), finite, all_sum=s.all_sum).item()
 
 
 def mean_over_samples(x: Tensor, s: Strategy) -> float:
@@ -293,7 +320,7 @@ def held_out_scores(run: Run, cfg: RLConfig, parts: RLParts) -> dict[str, float]
     mine = range(s.rank, len(parts.held_out), s.world)
     seeds = [derive_seed(cfg.run.seed, "held out", i) for i in mine]
     rollout, answers = generate([parts.held_out[i] for i in mine], seeds, cfg, parts)
-    scores = judged(run, parts.judge, answers, rollout).scores
+    scores = judged(run, parts.judge, answers, rollout, must=True).scores
     score = mean_over_samples(scores, s)
     spread = mean_over_samples((scores - score) ** 2, s) / len(parts.held_out)
     found = {
@@ -307,7 +334,7 @@ def held_out_scores(run: Run, cfg: RLConfig, parts: RLParts) -> dict[str, float]
         found["eval_kl_ref"] = mean_over_samples(k1(rollout.sampler_logp, ref_logp).sum(1), s)
         found["eval_ref_nll"] = -masked_mean(ref_logp, rollout.mask, all_sum=s.all_sum).item()
     if parts.gold:
-        gold = judged(run, parts.gold, answers, rollout).scores
+        gold = judged(run, parts.gold, answers, rollout, must=True).scores
         found["eval_gold"] = mean_over_samples(gold, s)
     return found
 

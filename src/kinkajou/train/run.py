@@ -149,7 +149,7 @@ class Run:
 
     def _tell_skip(self, fault: NotFinite, number: int) -> None:
         again = f", {number} in a row" if number > 1 else ""
-        self.say(f"step {self.step}: an update was left out{again}: not finite, first in {fault.place}")
+        self.say(f"step {self.step}: left out{again}: {fault.what} is not finite, first in {fault.place}")
         self.logs.append(FINDINGS, finding_of(fault, self.step, level="warning").line)
 
     def _keep_replay(self, fault: NotFinite) -> str:
@@ -357,7 +357,7 @@ def budget_of(cfg: config.StageConfig, s: Strategy, say: Callable[[str], None]) 
 
 
 def finding_of(fault: NotFinite, step: int, *, level: Level) -> StepFinding:
-    cause = f"a loss or gradient is not finite, first in {fault.place}"
+    cause = f"{fault.what} is not finite, first in {fault.place}"
     return step_finding("not_finite", cause, {"seen": fault.evidence}, fault.fix, step=step, level=level)
 
 

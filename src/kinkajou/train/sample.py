@@ -22,7 +22,7 @@ from kinkajou.engine.engine import LocalEngine
 from kinkajou.engine.sampling import derive_seed
 from kinkajou.errors import UserError
 from kinkajou.models.load import LoadOptions, find_model, load_language_model
-from kinkajou.rewards.judges import Judge
+from kinkajou.rewards.judges import Judge, check_finite
 from kinkajou.rewards.load import load_judge
 from kinkajou.rewards.rules import Answer
 from kinkajou.rewards.specs import check_specs
@@ -65,7 +65,9 @@ class Sampler:
 
     def groups(self, answers: Sequence[Answer], rollout: Rollout, size: int) -> list[list[Scored]]:
         """One for each prompt."""
-        scores = self.judge(answers, rollout).scores.tolist()
+        verdict = self.judge(answers, rollout)
+        check_finite(verdict, answers)
+        scores = verdict.scores.tolist()
         found = [Scored(answer, score) for answer, score in zip(answers, scores, strict=True)]
         return [found[i : i + size] for i in range(0, len(found), size)]
 

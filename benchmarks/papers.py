@@ -20,6 +20,8 @@ PAPERS = {
     "Azar 2023": "A general theoretical paradigm to understand learning from human preferences (IPO), arXiv 2310.12036",
     "Bai 2022": "Training a helpful and harmless assistant with RLHF, arXiv 2204.05862",
     "Bradley and Terry 1952": "Rank analysis of incomplete block designs, Biometrika 39",
+    "Chan 1979": "Updating formulae and a pairwise algorithm for computing sample variances, STAN-CS-79-773",
+    "Chan 1983": "Algorithms for computing the sample variance, Am. Stat. 37",
     "Chen 2024": "Noise contrastive alignment of language models (NCA), arXiv 2402.05369",
     "Ray Chowdhury 2024": "Provably robust DPO, arXiv 2403.00409",
     "Coati 2023": "ColossalAI's Chat application, March 2023: what the commands in examples/ were written for",

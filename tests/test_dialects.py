@@ -106,7 +106,7 @@ ALGORITHM_OF: dict[str, dict[str, Any]] = {
     "reinforce_baseline": {"baseline": "batch_mean", "scale": "none", "surrogate": "reinforce"},
 }
 # What may be left out: None means "not given", and the trainers have a meaning for it.
-OPTIONAL = {"ray_address", "interface", "device_share", "server_gap"} | {
+OPTIONAL = {"ray_address", "interface", "device_share", "server_gap", "resume", "from_step"} | {
     *(
         "tokenizer",
         "family",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 
 from kinkajou.errors import UserError
-from kinkajou.parallel.nodes import numbered, own_name, started
+from kinkajou.parallel.nodes import is_stopped, numbered, own_name, started
 from kinkajou.parallel.rollcall import ROLL, Hello, Roll
 from kinkajou.parallel.store import POLL_S
 from kinkajou.parallel.watch import ASKED, PEER_LOST, alive, ended, last_words, leave_soon, tell
@@ -33,6 +33,8 @@ class Found:
     ended: list[int] = field(default_factory=list)
     """Ranks of this machine whose process has gone: that is certain."""
     silent: list[int] = field(default_factory=list)
+    stopped: list[int] = field(default_factory=list)
+    """Of these, the ones of this machine that a signal or a debugger has stopped."""
     answers: dict[int, Where] = field(default_factory=dict)
     words: dict[int, str] = field(default_factory=dict)
     """What ranks that have ended had to say."""
@@ -77,6 +79,7 @@ def told(roll: Roll, found: Found, where: Where, said: str) -> UserError:
     who = "; ".join(f"{numbered(ranks)} on {host}" for host, ranks in by_host(roll, gone).items()) or "another rank"
     verb = "lost" if found.ended else "no sign of" if found.silent or not found.late else "waited in vain for"
     evidence = [f"rank {roll.place.rank} on {own_name()}, {where.words()}: {said}"]
+    evidence += [f"the process of rank {rank} is stopped" for rank in found.stopped if rank in gone]
     evidence += [f"rank {rank} was at {found.answers[rank].words()}" for rank in gone if rank in found.answers]
     evidence += [f"rank {rank} said: {found.words[rank]}" for rank in gone if rank in found.words]
     fix = "its own output says why (none: often killed for want of memory); "
@@ -106,7 +109,7 @@ def search(roll: Roll, said: str) -> Found:
         while time.monotonic() < deadline:
             silent = [one for one in silent if not roll.store.check([alive(one.rank)])]
             found.ended = [one.rank for one in others if one.host == here and ended(one)]
-            if found.ended or not silent:
+            if found.ended or all(one.host == here and is_stopped(one.pid) for one in silent):
                 break
             time.sleep(POLL_S)
         there = [one.rank for one in others if one not in silent and one.rank not in found.ended]
@@ -117,6 +120,7 @@ def search(roll: Roll, said: str) -> Found:
     peer = re.search(r"\[([\d.a-f:]+)\]:\d+", said)
     near = [one.rank for one in silent if peer and one.address == peer[1] and one.host != here]
     found.silent = near or [one.rank for one in silent]
+    found.stopped = [one.rank for one in silent if one.host == here and is_stopped(one.pid)]
     return found
 
 

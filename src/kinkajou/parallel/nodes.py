@@ -74,6 +74,11 @@ def has_ended(pid: int) -> bool:
     return (fields_of(pid) or ["X"])[0] in "ZX"
 
 
+def is_stopped(pid: int) -> bool:
+    """By a signal or a debugger."""
+    return (fields_of(pid) or ["?"])[0] in "Tt"
+
+
 def short(host: str) -> str:
     """A name without its domain; an address stays whole."""
     return host if re.fullmatch(r"[\d.]+|.*:.*", host) else host.partition(".")[0].lower()

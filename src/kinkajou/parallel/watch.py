@@ -76,9 +76,12 @@ class Watch:
         with suppress(dist.DistError):  # rank 0 may have gone before, and the table with it
             self.table.set(left(self.own), "")
             # The table may end with rank 0, so the others shall have read of it.
-            while self.own == 0 and len(self.leavers) < len(self.here) and time.monotonic() < until:
+            while self.own == 0 and self.missed_by() and time.monotonic() < until:
                 self.see_leavers()
                 time.sleep(POLL_S)
+
+    def missed_by(self) -> bool:
+        return not self.leaving and any(one.rank not in self.leavers and not ended(one) for one in self.here)
 
     def run(self) -> None:
         while not self.over.wait(TICK_S):

@@ -15,7 +15,7 @@ from kinkajou.models.adapters import merged, merged_weights
 from kinkajou.models.load import LoadOptions, load_language_model, load_scalar_model
 from small import Small, metrics, steps_kept, weights
 from tiny import save_source, tiny_tokenizer
-from train.test_ddp import numbers, torchrun
+from train.test_ddp import torchrun
 
 # A micro-batch of 40 tokens: ranks have different numbers of them, and make the same number of passes.
 COMMON: dict[str, Any] = {"tokens_per_microbatch": 40, "lr": 1e-4, "warmup": 0.0}

@@ -28,12 +28,14 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "batch.py": (TORCH, set()),
     "memory.py": (TORCH, {"errors"}),
     "algos/": (TORCH, {"algos"}),
-    "models/": (TORCH | HF | {"peft", "safetensors"}, {"models", "batch", "algos", "errors"}),
-    "models/load.py": (TORCH | HF | {"huggingface_hub"}, {"models", "errors"}),
+    "untrusted.py": (set(), {"data", "errors"}),
+    "models/": (TORCH | HF | {"peft", "safetensors"}, {"models", "batch", "algos", "errors", "untrusted"}),
+    "models/load.py": (TORCH | HF | {"huggingface_hub"}, {"models", "errors", "untrusted"}),
     "data/": (set(), {"data", "errors"}),
     "data/preflight.py": (set(), {"data", "errors", "findings"}),
     "data/chat.py": (HF | {"jinja2"}, {"data", "errors", "batch"}),
-    "data/tokenizer.py": (HF, {"data", "errors"}),
+    "data/tokenizer.py": (HF, {"data", "errors", "untrusted"}),
+    "data/template_child.py": ({"jinja2"}, set()),
     "parallel/": (TORCH | {"safetensors"}, {"parallel", "errors"}),
     "engine/": (TORCH | {"numpy"}, {"engine", "models", "batch", "algos", "errors"}),
     "engine/vllm_server.py": (set(), {"engine", "batch", "data", "errors", "exchange"}),
@@ -64,7 +66,7 @@ GROUP = ("Config", "Algorithm", "Numerics")
 NO_SOURCE = {"alone", "masked_mean", "whiten", "explained_variance", "token_logps", "entropy"}
 NO_SOURCE |= {"first_target", "last_target", "only_first", "bounded"}
 # Foreign readers (the hub client, Arrow) and users' functions let any kind through; there each becomes a UserError.
-CATCHES_ALL = {"data/sources.py", "data/containers.py", "rewards/worker.py"}
+CATCHES_ALL = {"data/sources.py", "data/containers.py", "data/tokenizer.py", "models/load.py", "rewards/worker.py"}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

@@ -20,6 +20,8 @@ from kinkajou.errors import UserError
 
 STANDINS = 0xF0000
 """First of the private-use characters that stand for control tokens inside messages while a template renders."""
+TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""Jinja's own, and those of the Python that a template calls."""
 ROWS_AT_ONCE = 1000
 """Rows whose texts go through the tokenizer together."""
 Piece: TypeAlias = tuple[int, str, bool]
@@ -156,12 +158,15 @@ class ChatFormat:
 
     def _rendered(self, messages: Messages, to_answer: bool) -> str:
         rows = [{"role": m.role, "content": self._shield(m.content)} for m in messages]
+        return self._applied(rows, to_answer)
+
+    def _applied(self, rows: list[dict[str, str]], to_answer: bool) -> str:
         try:
             return str(self.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=to_answer))
-        except TemplateError as fault:
+        except TEMPLATE_FAULTS as fault:
             raise UserError(
                 "the chat template refuses these messages",
-                evidence=f"roles {', '.join(m.role for m in messages)}: {str(fault)[:200]}",
+                evidence=f"roles {', '.join(row['role'] for row in rows)}: {str(fault)[:200]}",
                 fix="use --template alpaca, human_assistant or plain, or mend the records",
             ) from None
 
@@ -199,8 +204,8 @@ class ChatFormat:
         """The control token that the template puts after an answer."""
         probe = [Message("user", "question"), Message("assistant", "answer")]
         rows = [{"role": m.role, "content": m.content} for m in probe]
-        text = str(self.tokenizer.apply_chat_template(rows, tokenize=False))
-        found = self.control_pattern.search(text, text.rindex("answer"))
+        text = self._applied(rows, to_answer=False)
+        found = self.control_pattern.search(text, max(0, text.rfind("answer")))
         if not found:
             raise UserError(
                 "the chat template puts no end token after an answer",

@@ -7,8 +7,10 @@ from typing import Literal
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from kinkajou.data.template_probe import check_template
 from kinkajou.data.templates import TEMPLATES
 from kinkajou.errors import UserError
+from kinkajou.untrusted import check_tokenizer
 
 TemplateName = Literal["auto", "tokenizer", "alpaca", "human_assistant", "plain"]
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
@@ -62,15 +64,19 @@ def load_tokenizer(source: str, *, template: TemplateName = "auto") -> tuple[Pre
 
     Raises UserError when the source has no tokenizer or no end token, or `template` is "tokenizer" and it has none.
     """
+    check_tokenizer(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as fault:
+    except Exception as fault:  # the library's own kind among them
         raise UserError(
             f"no tokenizer could be read from {source!r}",
-            evidence=str(fault).splitlines()[0][:300],
+            evidence=" ".join(str(fault).split())[:300] or type(fault).__name__,
             fix="give a folder that holds tokenizer.json (or vocab files) with --tokenizer",
         ) from None
-    return tokenizer, prepare(tokenizer, template=template, source=source)
+    name = prepare(tokenizer, template=template, source=source)
+    if name == "tokenizer":
+        check_template(tokenizer.chat_template, source)
+    return tokenizer, name
 
 
 def check_vocabulary(source: str, tokenizer: PreTrainedTokenizerBase, *, other: str, fix: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from kinkajou.errors import UserError
+from kinkajou.untrusted import check_adapter
 
 TRAINED = "default"
 """PEFT's name of the adapter that a model is given first."""
@@ -113,16 +114,22 @@ def adapter_base(folder: str) -> str | None:
     path = Path(folder) / "adapter_config.json"
     if not path.is_file():
         return None
-    base = json.loads(path.read_text()).get("base_model_name_or_path")
-    if not base:
+    base = check_adapter(Path(folder)).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
         raise UserError(f"{path} does not name its base model", fix="set base_model_name_or_path in it")
-    return str(base)
+    return base
 
 
 def apply_adapter(model: nn.Module, folder: str) -> nn.Module:
     """Folds a saved adapter into its base model, all of whose weights can then be trained."""
-    with renames_ignored():
-        loaded = PeftModel.from_pretrained(cast(Any, model), folder)
+    try:
+        with renames_ignored():
+            loaded = PeftModel.from_pretrained(cast(Any, model), folder)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as fault:
+        raise UserError(
+            f"the adapter {folder} does not fit the model that it names",
+            evidence=" ".join(str(fault).split())[:300],
+        ) from None
     return cast(nn.Module, loaded.merge_and_unload()).requires_grad_(True)  # PEFT froze what it adapted
 
 

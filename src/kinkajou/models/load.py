@@ -1,7 +1,6 @@
 """Models from folders, hub ids and presets; every load is checked before it is used."""
 
 import copy
-import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from kinkajou.models.folder import SHARD, write_weights
 from kinkajou.models.forward import Dtype, LanguageModel, PackedModel, ScalarModel, pack
 from kinkajou.models.heads import init_scalar_head
 from kinkajou.models.presets import PRESETS, preset_config
+from kinkajou.untrusted import CONFIG_BYTES, check_settings, check_weights, read_object
 
 attention.register()
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -56,7 +56,10 @@ def find_model(source: str) -> str:
         return source
     best = folder / "best.json"
     if best.is_file():
-        return str(folder / "checkpoints" / f"step-{json.loads(best.read_text())['step']:06d}")
+        step = read_object(best, CONFIG_BYTES).get("step")
+        if type(step) is not int:
+            raise UserError(f"{best} names no step", fix="name a checkpoint of the run")
+        return str(folder / "checkpoints" / f"step-{step:06d}")
     return str(kept[-1])
 
 
@@ -141,6 +144,7 @@ def read_settings(source: str) -> PreTrainedConfig:
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"{source} holds no model", evidence="there is no config.json in it")
+    check_settings(source)
     try:
         return cast(PreTrainedConfig, AutoConfig.from_pretrained(source, trust_remote_code=False))
     except (StrictDataclassError, ZeroDivisionError, TypeError) as fault:
@@ -149,10 +153,10 @@ def read_settings(source: str) -> PreTrainedConfig:
             evidence=" ".join(str(fault).split())[:300],
             fix="mend its config.json, or take the one that the weights came with",
         ) from None
-    except (OSError, ValueError, KeyError) as fault:
+    except (OSError, ValueError, KeyError, AttributeError) as fault:
         raise UserError(
             f"no model could be read from {source!r}",
-            evidence=str(fault).splitlines()[0][:300],
+            evidence=(str(fault).splitlines() or [type(fault).__name__])[0][:300],
             fix=f"give a folder, a hub id, or a preset: {', '.join(PRESETS)}",
         ) from None
 
@@ -168,6 +172,7 @@ def check_family(source: str, config: PreTrainedConfig, family: str | None) -> N
 def read_weights(source: str, config: PreTrainedConfig, *, scalar: bool) -> tuple[nn.Module, set[str]]:
     """The model and the names of weights that the source lacks; only a scalar head may be among them."""
     kind = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+    check_weights(source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they say is checked below
@@ -180,10 +185,12 @@ def read_weights(source: str, config: PreTrainedConfig, *, scalar: bool) -> tupl
                 use_safetensors=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, ImportError) as fault:
+    except MemoryError:
+        raise
+    except Exception as fault:  # readers and constructors of a hundred families
         raise UserError(
             f"the weights of {source!r} could not be read as {config.model_type}",
-            evidence=str(fault).strip().splitlines()[0][:300],
+            evidence=(str(fault).strip().splitlines() or [type(fault).__name__])[0][:300],
             fix="weights must be safetensors that fit config.json",
         ) from None
     module, report = loaded

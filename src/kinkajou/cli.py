@@ -70,7 +70,7 @@ BORROWING = {
     If it does not fit: the smallest changes that make it fit, and the largest model that does.""",
     ),
 }
-OTHERS = ("sample", "eval", "chat", "runs", "verify", "demo")
+OTHERS = ("sample", "eval", "chat", "runs", "verify", "replay", "demo")
 HELP = """Chat models from human feedback.
 
 `kinkajou demo` shows the whole way in five minutes. A stage takes a recipe and flags that override it:
@@ -96,6 +96,7 @@ def make_app(recipe: Sequence[Any] = ()) -> cyclopts.App:
     app.command(chat)
     app.command(runs)
     app.command(verify)
+    app.command(replay)
     app.command(demo)
     return app
 
@@ -278,6 +279,19 @@ def verify(folder: Path, /, *, json: bool = False) -> None:
     from kinkajou.verify import verify as show
 
     show(folder, as_json=json)
+
+
+def replay(folder: Path, /) -> None:
+    """Make the step that stopped a run once more, and say where it first goes wrong: exit code 1 if it does not.
+
+    Parameters
+    ----------
+    folder
+        What the run wrote: RUN/replay/step-000012.
+    """
+    from kinkajou.train.replay import replay as again
+
+    again(folder)
 
 
 def demo(*, cfg: Annotated[config.DemoConfig, Parameter(name="*")] | None = None) -> None:

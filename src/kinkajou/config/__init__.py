@@ -13,7 +13,7 @@ from kinkajou.config.groups import (
 from kinkajou.config.keep import KeepConfig
 from kinkajou.config.parallel import STRATEGIES, STRATEGY_ALIASES, EngineConfig, ParallelConfig
 from kinkajou.config.preference import PreferConfig, PreferenceLossConfig
-from kinkajou.config.recipes import check_texts, flat, read_recipe, to_toml, toml_value
+from kinkajou.config.recipes import check_texts, flat, from_flat, read_recipe, to_toml, toml_value
 from kinkajou.config.records import RewardConfig, SFTConfig
 from kinkajou.config.rl import (
     ClipConfig,
@@ -88,6 +88,7 @@ __all__ = [
     "SurrogateConfig",
     "check_texts",
     "flat",
+    "from_flat",
     "read_recipe",
     "to_toml",
     "toml_value",

@@ -17,6 +17,26 @@ def flat(config: Any) -> dict[str, Any]:
     return rows
 
 
+def from_flat(kind: type[Any], table: dict[str, Any]) -> Any:
+    """A config from what `flat` has made of it, and TOML of that; keys that no group knows are refused."""
+    left = dict(table)
+
+    def made(kind: type[Any]) -> Any:
+        given: dict[str, Any] = {}
+        for item in dataclasses.fields(kind):
+            if isinstance(item.type, type) and dataclasses.is_dataclass(item.type):
+                given[item.name] = made(item.type)
+            elif item.name in left:
+                value = left.pop(item.name)
+                given[item.name] = tuple(value) if isinstance(value, list) else value
+        return kind(**given)
+
+    config = made(kind)
+    if left:
+        raise UserError(f"unknown setting {min(left)!r}", evidence=f"given: {shown_value(left[min(left)])}")
+    return config
+
+
 def jsonable(x: Any) -> Any:
     """A setting as it comes back from JSON or TOML."""
     return list(x) if isinstance(x, tuple) else x

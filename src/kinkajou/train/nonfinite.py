@@ -19,11 +19,16 @@ from kinkajou.train.update import Part
 AGAIN = "it came once: look at the machine (memory, GPU) if it comes again"
 
 
-class NotFinite(UserError):
-    """A step that cannot be taken; `place` is the first tensor that was not finite.
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """The failed step as this rank knows it."""
 
-    `parts` are this rank's micro-batches, and `rank` is the one whose micro-batches had it.
-    """
+    model: nn.Module  # as the strategy wrapped it
+    parts: Sequence[Part]
+
+
+class NotFinite(UserError):
+    """A step that cannot be taken; `place` is the first tensor that was not finite, in the micro-batches of `rank`."""
 
     def __init__(
         self,
@@ -31,11 +36,11 @@ class NotFinite(UserError):
         evidence: str,
         fix: str,
         *,
-        parts: Sequence[Part] = (),
+        scene: Scene | None = None,
         rank: int = 0,
         what: str = "a loss or gradient",
     ) -> None:
-        self.place, self.parts, self.rank, self.what = place, parts, rank, what
+        self.place, self.scene, self.rank, self.what = place, scene, rank, what
         super().__init__(
             f"the step is not finite, first in {place}; the weights were not touched",
             evidence=evidence,
@@ -47,7 +52,7 @@ class NotFinite(UserError):
         """The same as the end of a run, after so many in a row."""
         evidence = f"{self.evidence}; {number} in a row" if number > 1 else self.evidence
         fix = f"{self.fix}; {kept}" if kept else self.fix
-        return NotFinite(self.place, evidence, fix, parts=self.parts, rank=self.rank, what=self.what)
+        return NotFinite(self.place, evidence, fix, scene=self.scene, rank=self.rank, what=self.what)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,17 +64,18 @@ class Origin:
 
 def not_finite(strategy: Strategy, model: nn.Module, parts: Sequence[Part], norm: Tensor) -> NotFinite:
     """The error of a step whose gradient has this norm, the same on all ranks: that of the first rank to have one."""
+    scene = Scene(model, parts)
     found = (together if strategy.sharded else first_origin)(strategy.unwrap(model), parts, strategy)
     origins = cast("list[tuple[int, Origin | None]]", strategy.gather([(strategy.rank, found)]))
     for rank, origin in origins:
         if origin:
             process = f"process {rank}: " if strategy.world > 1 else ""
             evidence = f"{process}{origin.evidence}; gradient norm {norm.item()}"
-            return NotFinite(origin.place, evidence, origin.fix, parts=parts, rank=rank)
+            return NotFinite(origin.place, evidence, origin.fix, scene=scene, rank=rank)
     place, fix = "the sum of the gradients", "lower --lr: weights or activations have grown out of all bounds"
     if not norm.isinf():
         place, fix = "no tensor that was so again when the step was repeated", AGAIN
-    return NotFinite(place, f"each micro-batch's gradient is finite; gradient norm {norm.item()}", fix, parts=parts)
+    return NotFinite(place, f"each micro-batch's gradient is finite; gradient norm {norm.item()}", fix, scene=scene)
 
 
 def first_origin(model: nn.Module, parts: Sequence[Part], strategy: Strategy) -> Origin | None:

@@ -35,6 +35,7 @@ from kinkajou.train.logs import FINDINGS, LOGS, METRICS, SAMPLES, TIMING, Logs
 from kinkajou.train.nonfinite import NotFinite
 from kinkajou.train.occupied import LOCK
 from kinkajou.train.planned import PLANNED
+from kinkajou.train.replay_folder import keep_replay
 from kinkajou.train.restart import written_by_last_try
 from kinkajou.train.round import Round, read_round
 from kinkajou.train.signals import Signals, Stopped
@@ -52,7 +53,8 @@ def clear_run(folder: Path, *, keep: Sequence[str] = ()) -> None:
     names = {*WRITTEN, REFERENCE} - {*keep}
     for path in [*(folder / name for name in names), *folder.glob("*scored-*.jsonl")]:
         path.unlink(missing_ok=True)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for name in ("checkpoints", "replay"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 class Run:
@@ -153,7 +155,15 @@ class Run:
         self.logs.append(FINDINGS, finding_of(fault, self.step, level="warning").line)
 
     def _keep_replay(self, fault: NotFinite) -> str:
-        return ""
+        def write(folder: Path | None) -> None:
+            copied = self.kept.copied(self.strategy, state=False)
+            if folder:
+                for part in copied:
+                    part.write(folder)
+
+        folder, settings = self.folder / "replay" / f"step-{self.step:06d}", self.folder / "config.toml"
+        about = {"stage": self.stage, "step": self.step, "world": self.strategy.world, "numbers": self.kept.plain()}
+        return keep_replay(folder, fault, self.strategy, write, settings=settings, more=about)
 
     def count_tokens(self, phase: str, tokens: Tensor) -> None:
         """Real tokens that this rank put through a phase; its tokens/s are those of all ranks."""

@@ -83,17 +83,29 @@ def forgets(group: str, name: str = "") -> Drop:
     return drop
 
 
-def resamples() -> None:
-    """The rest of a round is trained on answers that are sampled anew."""
-    from kinkajou.train.run import Run
+def resamples(*, keep_place: bool = False) -> Drop:
+    """The rest of a round is trained on answers that are sampled anew, from its first minibatch or the same place."""
 
-    real = Run.taken_up
+    def drop() -> None:
+        from kinkajou.train import ppo
+        from kinkajou.train.run import Run
 
-    def taken_up(self: Any, kind: Any) -> None:
-        assert real(self, kind) is not None, "the run does not go on inside a round"
-        self._round = None
+        real, collect = Run.taken_up, ppo.collect
+        done: list[int] = []
 
-    Run.taken_up = taken_up  # type: ignore[method-assign, assignment]
+        def taken_up(self: Any, kind: Any) -> None:
+            if found := real(self, kind):
+                done.append(found.done)
+                self._round = None
+
+        def collected(*rest: Any) -> Any:
+            found = collect(*rest)
+            return replace(found, done=done.pop()) if done and keep_place else found
+
+        Run.taken_up = taken_up  # type: ignore[method-assign, assignment]
+        ppo.collect = collected
+
+    return drop
 
 
 def begins(name: str, value: Any) -> Drop:

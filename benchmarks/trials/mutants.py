@@ -44,8 +44,8 @@ class Mutant:
     drop: Callable[[], None]
     """Changes the process that goes on."""
     ends: str = MID_BUFFER
-    always: str = ""
-    """A fault of every life."""
+    fault: str = ""
+    """Of the run left alone and of the first life; `DRAW` is one of the second too."""
 
 
 MUTANTS = [
@@ -61,11 +61,12 @@ MUTANTS = [
     Mutant("optimiser's step count", "prefer", empties("step"), MID_RECORDS),
     Mutant("critic optimiser", "ppo", without("critic_optimizer")),
     Mutant("adaptive KL coefficient", "ppo", forgets("rl", "kl_coef"), LATE),
-    Mutant("reward statistics", "ppo", forgets("scores"), LATE),
+    Mutant("reward statistics", "ppo", forgets("rl", "scores"), LATE),
     Mutant("prompt batches taken", "grpo-dynamic", forgets("rl", "batches"), LATE),
     Mutant("rollouts still trusted", "grpo", forgets("rl", "trusted"), LATE),
     Mutant("steps left out so far", "sft", forgets("skips"), MID_RECORDS, "update.backward:2:nan"),
-    Mutant("rollout buffer (sampled again)", "ppo", resamples),
+    Mutant("rollout buffer (sampled again)", "ppo", resamples()),
+    Mutant("rollout buffer (sampled again, the place kept)", "ppo", resamples(keep_place=True)),
     Mutant("place in the rollout buffer", "ppo", begins("done", 0)),
     Mutant("what the round's updates have reported", "grpo", begins("history", [])),
     Mutant("metrics of the round", "ppo", begins("metrics", {})),
@@ -88,12 +89,13 @@ def tried(bench: Bench, mutant: Mutant, *, control: bool) -> dict[str, Any]:
     recipe = bench.recipe(mutant.variant, save_behind=False)
     wanted = alone(bench, mutant)
     home, log = bench.home("mutant"), bench.folder / "mutant.log"
-    first = ",".join(filter(None, (mutant.always, mutant.ends)))
+    first = ",".join(filter(None, (mutant.fault, mutant.ends)))
     died = forked.run(forked.command(home, *recipe, fault=first), log)
     if died.code != KILLED:
         raise RuntimeError(f"{mutant.name}: {first} did not end {mutant.variant}: {died.code}\n{died.said[-2000:]}")
+    still = DRAW if mutant.fault == DRAW else ""
     drop = nothing if control else mutant.drop
-    ended = forked.run(forked.command(home, *recipe, fault=mutant.always, before=drop), log)
+    ended = forked.run(forked.command(home, *recipe, fault=still, before=drop), log)
     if ended.code == CRASHED:
         raise RuntimeError(f"{mutant.name}: {ended.said[-3000:]}")
     different = differing(wanted, digests(home / RUN))
@@ -103,10 +105,10 @@ def tried(bench: Bench, mutant: Mutant, *, control: bool) -> dict[str, Any]:
 
 
 def alone(bench: Bench, mutant: Mutant) -> dict[str, str]:
-    key = f"{mutant.variant} {mutant.always}"
+    key = f"{mutant.variant} {mutant.fault}"
     if key not in bench.alone:
         home = bench.home("mutant-alone")
-        work = forked.command(home, *bench.recipe(mutant.variant, save_behind=False), fault=mutant.always)
+        work = forked.command(home, *bench.recipe(mutant.variant, save_behind=False), fault=mutant.fault)
         ended = forked.run(work, bench.folder / "mutant.log")
         if ended.code:
             raise RuntimeError(f"{key}: exit {ended.code}\n{ended.said[-2000:]}")
@@ -122,7 +124,7 @@ def told(different: list[str]) -> str:
 
 
 def jobs(bench: Bench) -> list[Callable[[], dict[str, Any]]]:
-    kinds = {(mutant.variant, mutant.ends, mutant.always): mutant for mutant in MUTANTS}
+    kinds = {(mutant.variant, mutant.ends, mutant.fault): mutant for mutant in MUTANTS}
     controls = [partial(tried, bench, mutant, control=True) for mutant in kinds.values()]
     return [*controls, *(partial(tried, bench, mutant, control=False) for mutant in MUTANTS)]
 

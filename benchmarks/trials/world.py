@@ -20,7 +20,7 @@ RUN = "run"
 ALL = {"template": "plain", "max_len": 48, "lr": 1e-3, "log_every": 100, "sample_every": 2, "preflight": "off"}
 RECORDS = {"epochs": 2.0, "batch_size": 8, "save_every": 2}
 ROLLED = {"steps": 3, "epochs": 2, "max_new_tokens": 6, "save_every": 1, "save_updates": 1}
-WATCHED = {"kl_coef": 0.05, "kl_target": 0.5, "kl_horizon": 200.0, "ema_decay": 0.8}
+WATCHED = {"score_scale": "mean_std", "kl_coef": 0.05, "kl_target": 0.5, "kl_horizon": 200.0, "ema_decay": 0.8}
 PPO = {**ROLLED, **WATCHED, "reward": "judge", "prompts_per_step": 8, "minibatch_size": 4}
 GRPO = {**ROLLED, **WATCHED, "reward": "judge", "prompts_per_step": 4, "group_size": 2, "minibatch_size": 4}
 LORA = {"lora_rank": 2}
@@ -51,7 +51,7 @@ VARIANTS = {
     "ppo": Variant("ppo", {"keep_last": 3}),
     "ppo-shared": Variant("ppo", {"backbone": "shared"}),
     "ppo-lora-ptx": Variant("ppo", {**LORA, "ptx_data": "chats", "ptx_coef": 0.3, "ptx_batch_size": 4}),
-    "ppo-best": Variant("ppo", {**BEST, "keep_last": 2}),
+    "ppo-best": Variant("ppo", {**BEST, "keep_last": 2, "seed": 1}),  # its best is an early step
     "ppo-bf16": Variant("ppo", IN_FRONT),
     "grpo": Variant("grpo", {"keep_last": 3}),
     "grpo-dynamic": Variant("grpo", {"reward": "rule:ended", "dynamic_sampling": 2}),

@@ -144,6 +144,7 @@ def main() -> int:
             kind, artefact = job.args[1:3]  # type: ignore[attr-defined]
             if not given.only or given.only in kind or given.only in artefact:
                 rows.append(job())
+                print(f"{rows[-1]['seconds']:5.2f} s  {kind}: {artefact}", file=sys.stderr, flush=True)
                 if not right(rows[-1]):
                     print(json.dumps(rows[-1], indent=1), file=sys.stderr, flush=True)
     found = summary(rows)

@@ -242,7 +242,9 @@ def test_the_checkpoint_is_a_plain_folder(small: Small, tmp_path: Path) -> None:
     assert {path.name for path in (folder / "state").iterdir()} == {
         "optimizer.safetensors",
         "critic_optimizer.safetensors",
-        "rl.json",
+        "random.json",
+        "run.json",
+        "clock.json",
     }
     module = AutoModelForCausalLM.from_pretrained(folder)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()

@@ -28,19 +28,14 @@ AS_TORCH = {"format": "pt"}
 
 
 def write_weights(
-    module: nn.Module,
-    folder: Path,
-    weights: dict[str, Tensor] | None = None,
-    *,
-    shard: str = SHARD,
-    apart: bool = False,
+    module: nn.Module, folder: Path, weights: dict[str, Tensor], *, shard: str = SHARD, apart: bool = False
 ) -> None:
     """config.json and weights.  `apart` gives an output embedding of its own a file that a critic does not open."""
     head = own_head(module) if apart else None
     if head is None:
         save_adapted(module, str(folder), weights, shard=shard)
         return
-    whole = dict(module.state_dict() if weights is None else weights)
+    whole = dict(weights)
     ends = {name: whole.pop(name).contiguous() for name in list(whole) if name.startswith(f"{head}.")}
     save_adapted(module, str(folder), whole, shard=shard)
     files = weight_files(folder)

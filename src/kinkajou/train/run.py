@@ -229,9 +229,10 @@ class Run:
 
     def finish(self) -> Path:
         """The last checkpoint, and the export if one is asked for; returns the checkpoint to use."""
-        self.save()
-        self.checkpoints.settle()
-        self.checkpoints.thin_out(over=True)
+        with self.signals:  # nothing is left to stop: it is written, and the run has ended
+            self.save()
+            self.checkpoints.settle()
+            self.checkpoints.thin_out(over=True)
         for finding in self.diagnosis.unwritten():
             self.logs.append(FINDINGS, finding.line)
         chosen = self.checkpoints.folder(Place(self.best.step) if self.best else self.place)

@@ -16,8 +16,8 @@ class Stopped(UserError):
 
     def __init__(self, number: int, place: str) -> None:
         name = signal.Signals(number).name
-        super().__init__(f"{name}: {place}", exit_code=EXIT_CODES[signal.Signals(number)])
         self.told = f"stopped by {name}; {place}; the same command goes on from there"
+        super().__init__(f"{name}: {place}", exit_code=EXIT_CODES[signal.Signals(number)])
 
     def __str__(self) -> str:
         return self.told

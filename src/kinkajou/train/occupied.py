@@ -57,6 +57,8 @@ def made_already(stage: str, cfg: config.StageConfig, folder: Path) -> bool:
     if not done.is_file() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return False
     chosen = folder / "checkpoints" / json.loads(done.read_text(encoding="utf-8"))["checkpoint"]
+    if not chosen.is_dir():  # lost since then: what is left goes on
+        return False
     print(f"done already: {chosen}; --overwrite makes the run again")
     return True
 

@@ -24,6 +24,7 @@ from kinkajou.train.skips import Guard
 from kinkajou.train.update import Objective, update
 from small import Small, metrics, weights
 from tiny import ours, peer, ragged, tiny_config
+from train.test_ddp import torchrun
 
 NAN = float("nan")
 
@@ -166,3 +167,22 @@ def test_the_first_one_stops_where_none_may_be_left_out(small: Small, tmp_path: 
             faults.arm("")
         assert fault.value.exit_code == 3
         assert len(metrics(tmp_path / f"{number}")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_all_ranks_leave_out_what_one_has_seen(strategy: str, small: Small, tmp_path: Path) -> None:
+    """The fault is the second rank's alone; both go on, and the stop leaves one whole folder for a replay."""
+    given = {"data": small.chats, "batch_size": 8, "epochs": 1, "model": small.policy, "template": "plain"}
+    flags = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    for name, limit, kept in (("goes-on", 3, 5), ("stops", 0, 2)):
+        more = ["--output", name, "--strategy", strategy, "--max_len", "48", "--max_skipped", str(limit)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KINKAJOU_FAULT", "update.backward:3:nan@1")
+            done = torchrun(["-m", "kinkajou", "sft", *flags, *more], cwd=tmp_path)
+        rows = metrics(tmp_path / name)
+        assert len(rows) == kept, done.stderr[-2000:]
+        assert [row["step"] for row in rows if "skipped" in row] == ([3] if limit else [])
+    held = load_file(tmp_path / "stops" / "replay" / "step-000003" / "weights.safetensors")
+    assert all(x.isfinite().all() for x in held.values())
+    assert "replay" not in [path.name for path in (tmp_path / "goes-on").iterdir()]

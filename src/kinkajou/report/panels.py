@@ -47,6 +47,13 @@ _GRAD_NORM = Panel(
     include=(0.0,),
     may_be_log=True,
 )
+_LEFT_OUT = Panel(
+    title="Left out",
+    unit="per step",
+    read="Updates and answers with numbers that were not finite. One is an accident, several are a fault to be found.",
+    series={"skipped": "updates", "bad_scores": "scores"},
+    include=(0.0,),
+)
 _SPEED = Panel(
     title="Throughput",
     unit="tokens/s",
@@ -112,7 +119,7 @@ _PREFERENCE: Groups = [
             ),
         ],
     ),
-    ("Is each update sound, and how fast?", [_GRAD_NORM, _LEARNING_RATE, _SPEED]),
+    ("Is each update sound, and how fast?", [_GRAD_NORM, _LEFT_OUT, _LEARNING_RATE, _SPEED]),
 ]
 _RL: Groups = [
     (
@@ -123,6 +130,13 @@ _RL: Groups = [
                 "in the judge's units",
                 "What the policy climbs. It is an opinion: believe it only as long as the truth rises with it.",
                 score="rollouts",
+            ),
+            panel(
+                "Scores so far",
+                "in the judge's units",
+                "What scores are divided by (and their mean, where that is taken off): all of the run until here.",
+                score_mean_running="mean",
+                score_std_running="standard deviation",
             ),
             Panel(
                 title="Parts of the score",
@@ -323,6 +337,7 @@ _RL: Groups = [
                 critic_loss="",
             ),
             _GRAD_NORM,
+            _LEFT_OUT,
             _LEARNING_RATE,
             _SPEED,
         ],
@@ -341,7 +356,7 @@ GROUPS: dict[str, Groups] = {
                 ),
             ],
         ),
-        ("Is each update sound, and how fast?", [_GRAD_NORM, _LEARNING_RATE, _SPEED]),
+        ("Is each update sound, and how fast?", [_GRAD_NORM, _LEFT_OUT, _LEARNING_RATE, _SPEED]),
     ],
     "reward": [
         (
@@ -358,7 +373,7 @@ GROUPS: dict[str, Groups] = {
                 _MARGIN,
             ],
         ),
-        ("Is each update sound, and how fast?", [_GRAD_NORM, _LEARNING_RATE, _SPEED]),
+        ("Is each update sound, and how fast?", [_GRAD_NORM, _LEFT_OUT, _LEARNING_RATE, _SPEED]),
     ],
     "prefer": _PREFERENCE,
     "preference": _PREFERENCE,

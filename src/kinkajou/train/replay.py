@@ -23,7 +23,7 @@ from kinkajou.train.nonfinite import Origin, first_origin
 from kinkajou.train.parts import RLParts, drawn_from, with_critic
 from kinkajou.train.preference_tasks import JudgedTask, PairTask
 from kinkajou.train.replay_folder import WEIGHTS, read_replay
-from kinkajou.train.tables import grid, head
+from kinkajou.train.tables import head
 from kinkajou.train.update import Objective, Part, clipped, gradients
 
 STAGES = {
@@ -130,18 +130,17 @@ def loss_of(cfg: config.StageConfig, name: str, batch: TokenBatch, about: dict[s
 
 @torch.no_grad()
 def table(out: Console, model: nn.Module, parts: Sequence[Part], tokenizer: Any) -> None:
-    """Each row's loss by itself; what it contributes to the step's."""
-    out.print(head("rows of the batch"))
-    rows = grid("row", "tokens", "loss", "text")
+    """Each row by itself: what it adds to the step's loss; bad ones first."""
+    out.print(head("rows of the batch: tokens, part of the loss, text"))
     everything = [(o, count, row) for o, count, chosen in parts for row in chosen.tolist()]
     losses = [float(o.loss_fn(model, o.batch.select(torch.tensor([row])), count).value) for o, count, row in everything]
-    order = sorted(range(len(losses)), key=lambda i: torch.tensor(losses[i]).isfinite().item())  # bad ones first
+    order = sorted(range(len(losses)), key=lambda i: torch.tensor(losses[i]).isfinite().item())
     for i in order[:SHOWN]:
         objective, _, row = everything[i]
         tokens = objective.batch.tokens[row].reshape(-1, objective.batch.tokens.shape[-1])
         length = int(objective.batch.select(torch.tensor([row])).lengths.max())
         text = " | ".join(tokenizer.decode(side[:length].tolist()) for side in tokens)
-        rows.add_row(f"{objective.name} {row}", f"{length}", f"{losses[i]:.5g}", " ".join(text.split())[:120])
-    out.print(rows)
+        line = f"{objective.name} {row:<4} {length:6} {losses[i]:12.5g}  {' '.join(text.split())[:160]}"
+        out.print(line, markup=False)
     if len(order) > SHOWN:
         out.print(f"and {len(order) - SHOWN} more")

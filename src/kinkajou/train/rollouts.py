@@ -25,6 +25,7 @@ from kinkajou.data.loader import share
 from kinkajou.engine.engine import AheadEngine
 from kinkajou.engine.sampling import derive_seed
 from kinkajou.errors import UserError
+from kinkajou.memory import needed
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.rewards.judges import Judge, Verdict, check_finite
 from kinkajou.rewards.rules import Answer
@@ -35,6 +36,10 @@ from kinkajou.train.run import Run
 from kinkajou.train.update import in_parts
 
 B = TypeVar("B", bound=TokenBatch)
+FEWER = (
+    "fewer answers at once (--tokens_per_microbatch / --max_len of them, 64 at least), or a lower --max_new_tokens, "
+    "--dtype bf16, or --rollout ray or vllm on other devices"
+)
 
 
 @dataclass(frozen=True)
@@ -102,12 +107,13 @@ def metric_of(detail: str) -> str:
 def generate(
     tasks: Sequence[Task], seeds: Sequence[int], cfg: RLConfig, parts: RLParts
 ) -> tuple[Rollout, list[Answer]]:
-    rollout = parts.engine.generate(
-        [task.tokens for task in tasks],
-        parts.sampling,
-        max_new_tokens=cfg.rollout.max_new_tokens,
-        seeds=seeds,
-    )
+    with needed("rollouts", FEWER):
+        rollout = parts.engine.generate(
+            [task.tokens for task in tasks],
+            parts.sampling,
+            max_new_tokens=cfg.rollout.max_new_tokens,
+            seeds=seeds,
+        )
     answers = [
         Answer(task.prompt, text, bool(ended))
         for task, text, ended in zip(tasks, texts(rollout, parts.form), rollout.ended, strict=True)

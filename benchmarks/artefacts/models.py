@@ -135,7 +135,8 @@ def base(of: str) -> Make:
         elsewhere = target.folder.parent / f"base-of-{target.folder.name}"
         if of == "pickle":
             elsewhere.mkdir()
-            for path in target.good.parent.joinpath("policy").iterdir():
+            policy = json.loads((target.folder / ADAPTER).read_text())["base_model_name_or_path"]
+            for path in Path(policy).iterdir():
                 if path.name != WEIGHTS:
                     (elsewhere / path.name).write_bytes(path.read_bytes())
             (elsewhere / "pytorch_model.bin").write_bytes(pickled(target))

@@ -231,11 +231,11 @@ def check_adapter(folder: Path) -> dict[str, Any]:
 
 
 def check_tokenizer(source: str) -> None:
-    """Of a tokenizer's folder the lengths, numbers and paths."""
+    """Of a tokenizer's folder the lengths, numbers and paths; its reader also makes the settings of the model."""
     folder = Path(source)
     if not folder.is_dir():
         return
-    check_links(folder)
+    check_settings(source)
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (path := folder / name).is_file():
             check_tokenizer_config(read_object(path, 4 * CONFIG_BYTES), path)

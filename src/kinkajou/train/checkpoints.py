@@ -13,6 +13,7 @@ from kinkajou.checkpoint.manifest import damages
 from kinkajou.checkpoint.place import Place
 from kinkajou.checkpoint.room import check_room, storage_fault
 from kinkajou.checkpoint.shelf import Shelf
+from kinkajou.checkpoint.texts import write_text
 from kinkajou.config import KeepConfig
 from kinkajou.errors import UserError
 from kinkajou.parallel.strategy import Strategy
@@ -193,7 +194,7 @@ def write_best(folder: Path, best: Best | None) -> None:
     if best is None:
         path.unlink(missing_ok=True)
     else:
-        path.write_text(json.dumps(asdict(best)), encoding="utf-8")
+        write_text(path, json.dumps(asdict(best)))
 
 
 def way_back(folder: Path, keep: KeepConfig) -> tuple[Path | None, list[str]]:

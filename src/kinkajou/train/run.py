@@ -19,6 +19,7 @@ from torch.profiler import record_function
 from kinkajou import config, faults
 from kinkajou.batch import TokenBatch
 from kinkajou.checkpoint.place import Place
+from kinkajou.checkpoint.texts import write_text
 from kinkajou.config.findings import ANY
 from kinkajou.config.recipes import jsonable
 from kinkajou.errors import UserError
@@ -102,7 +103,7 @@ class Run:
         self.resumed = self._begin(settings)
         if self.writes:
             tables = {stage: config.flat(cfg), "environment": self.environment}
-            (self.folder / "config.toml").write_text(config.to_toml(tables), encoding="utf-8")
+            write_text(self.folder / "config.toml", config.to_toml(tables))
         for note in strategy.notes if self.writes else ():
             print(f"note: {note}")
         self._saved_at = time.monotonic()
@@ -242,7 +243,7 @@ class Run:
             shutil.copytree(chosen, target, dirs_exist_ok=True, ignore=left_out)
         if self.writes:
             done = {"step": self.behind, "checkpoint": chosen.name}
-            (self.folder / "done.json").write_text(json.dumps(done), encoding="utf-8")
+            write_text(self.folder / "done.json", json.dumps(done))
         if summary := self.diagnosis.summary():
             self.say(summary)
         if plan := PLANNED.get():

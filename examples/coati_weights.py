@@ -110,8 +110,9 @@ def convert(path: Path, base: str, target: Path, stamp: Mapping[str, Any]) -> No
             weights |= read_apart(file)
         write_folder(str(path), weights, base, aside)
         (aside / STAMP).write_text(json.dumps(stamp), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
+        if known(target) != stamp:  # another machine on the same file system may have been first
+            shutil.rmtree(target, ignore_errors=True)
+            aside.rename(target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

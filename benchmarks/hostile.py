@@ -95,7 +95,7 @@ def tried(hostile: Hostile, kind: str, name: str, number: int) -> Row:
         "line": lines[0].replace(str(hostile.bench.folder), "") if lines else "",
         "traceback": "Traceback" in ended.said,
         "canary": canary.exists(),
-        "trained": (home / RUN / "metrics.jsonl").is_file() and (home / RUN / "metrics.jsonl").stat().st_size > 0,
+        "trained": any(word in ended.said for word in ("goes on from", "done: ")),
     }
     return row if right(row) else row | {"said": ended.said[-1500:]}
 

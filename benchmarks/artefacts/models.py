@@ -104,7 +104,7 @@ def indexed(place: str) -> Make:
             names = tensors(json.loads(file.read(length)))
         name = place.format(outside=target.good / WEIGHTS)
         (target.folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, name)}))
-        (target.folder / WEIGHTS).unlink()
+        (target.folder / WEIGHTS).rename(target.folder / "other.safetensors")
         (target.folder / "pytorch_model.bin").write_bytes(pickled(target))
 
     return make

@@ -65,14 +65,14 @@ def check_weights(source: str) -> None:
     check_links(folder)
     files = sorted(folder.glob("*.safetensors"))
     pickled = sorted(path.name for form in PICKLES for path in folder.glob(form))
+    if (index := folder / "model.safetensors.index.json").is_file():
+        check_index(read_object(index, INDEX_BYTES), index)
     if not files and pickled:
         raise refused(
             folder / pickled[0],
             "it may be a pickle, which runs code when it is read, and the folder has no safetensors",
             "convert it to safetensors with the program that wrote it",
         )
-    if (index := folder / "model.safetensors.index.json").is_file():
-        check_index(read_object(index, INDEX_BYTES), index)
     for path in files:
         check_header(path)
 
@@ -155,6 +155,8 @@ def check_header(path: Path) -> None:
         if length > HEADER_BYTES:
             raise refused(path, f"its header has {length:,} bytes; {HEADER_BYTES:,} are read at most")
         text = file.read(length)
+    if text.count(b'"dtype"') > MAX_TENSORS:
+        raise refused(path, f"its header has more than {MAX_TENSORS:,} tensors")
     try:
         header = parse(text.decode("utf-8"))
     except UnicodeDecodeError:

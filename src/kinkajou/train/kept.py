@@ -3,15 +3,15 @@
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -203,7 +203,10 @@ class RandomState:
         random.setstate((version, tuple(numbers), gauss))
         kind, keys, *rest = state["numpy"]
         np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-        torch.set_rng_state(bytes_of(state["torch"]))
+        drawn = bytes_of(state["torch"])
+        if drawn.numel() != torch.get_rng_state().numel():
+            raise ValueError(f"a state of torch's generator of {drawn.numel()} bytes")
+        torch.set_rng_state(drawn)
         if len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([bytes_of(x) for x in state["cuda"]])
 
@@ -261,6 +264,23 @@ def write_state(folder: Path, name: str, text: str) -> None:
     (folder / STATE).mkdir(exist_ok=True)
     (folder / STATE / name).write_text(text, encoding="utf-8")
     faults.reached("save.state")
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Inside, what a whole checkpoint lacks or has otherwise than it was written here is a sentence.
+
+    A manifest proves that files are what somebody sealed, not that this version of kinkajou did.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, SafetensorError) as fault:
+        raise UserError(
+            f"{folder} holds no state that this run can go on from",
+            evidence=f"{type(fault).__name__}: {' '.join(str(fault).split())[:300]}",
+            fix="take a checkpoint of this version of kinkajou; --from_step names an earlier one",
+            exit_code=4,
+        ) from fault
 
 
 def read_state(folder: Path, name: str) -> Any:

@@ -48,6 +48,8 @@ class Logs:
         said: list[str] = []
         for name in LOGS:
             path, wanted = self.folder / name, sizes.get(name, 0)
+            if type(wanted) is not int or wanted < 0:
+                raise ValueError(f"{name} had {wanted!r} bytes")
             if source != self.folder and (source / name).is_file():
                 shutil.copyfile(source / name, path)
             if not path.is_file():

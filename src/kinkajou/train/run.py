@@ -31,7 +31,7 @@ from kinkajou.train.checkpoints import Best, Checkpoints, Moment, facts_of, is_d
 from kinkajou.train.console import Console, environment
 from kinkajou.train.diagnosis import Diagnosis, StepFinding, step_finding, stops
 from kinkajou.train.identity import FREE, check_made_from, check_settings
-from kinkajou.train.kept import Kept, draw, seed_generators
+from kinkajou.train.kept import Kept, draw, reading, seed_generators
 from kinkajou.train.logs import FINDINGS, LOGS, METRICS, SAMPLES, TIMING, Logs
 from kinkajou.train.nonfinite import NotFinite
 from kinkajou.train.occupied import LOCK
@@ -135,7 +135,8 @@ class Run:
         found, self._taken_up = self._taken_up, None
         if not found:
             return None
-        self._round = read_round(kind, *found, self.strategy)
+        with reading(found[0]):
+            self._round = read_round(kind, *found, self.strategy)
         return cast(Round[B], self._round)
 
     @contextmanager
@@ -315,7 +316,8 @@ class Run:
                 clear_run(self.folder, keep=(REFERENCE,) if self.stage == "prefer" else ())
                 (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             return False
-        self._go_on(found, settings)
+        with reading(found):
+            self._go_on(found, settings)
         return True
 
     def _anew(self) -> bool:

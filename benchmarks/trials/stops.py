@@ -1,12 +1,12 @@
-"""SIGTERM and SIGINT at random moments: how soon the run is gone, by which code, and how the next one ends."""
+"""Signals at random moments: how soon the run is gone, by which code, and how the next one ends."""
 
 import os
 import random
-import shutil
 import signal
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks.trials import forked
@@ -14,37 +14,31 @@ from benchmarks.trials.compare import differing, digests
 from benchmarks.trials.kills import Bench
 from benchmarks.trials.world import RUN, VARIANTS
 
-CODES = {"term": 75, "int": 130}
-SIGNALS = {"term": signal.SIGTERM, "int": signal.SIGINT}
+CODES = {"term": 75, "int": 130, "kill": -9}
+SIGNALS = {"term": signal.SIGTERM, "int": signal.SIGINT, "kill": signal.SIGKILL}
+KINDS = (("term", False), ("int", False), ("term", True), ("kill", False))
 SLACK_S = 1.0
+DRAWS = 20
 BEFORE = (-signal.SIGTERM, -signal.SIGINT, 130)
 """Codes of a run that has not begun to train, so that there is nothing to save."""
 
 
 def stopped(bench: Bench, variant: str, kind: str, twice: bool, seed: int) -> dict[str, Any]:
-    """One run, a signal at a moment of its life, and the run that goes on.
+    """One run, a signal at a moment of its training, and the run that goes on.
 
-    `twice`: a second signal follows at once, and nothing is saved.
+    `twice`: a second signal follows at once, and nothing is saved.  A moment that comes after the end is drawn again.
     """
-    wanted, whole = bench.left_alone(variant), bench.lasted[variant]
+    wanted = bench.left_alone(variant)
     dice = random.Random(f"{variant}/{kind}/{seed}")
-    home = bench.home(f"stopped-{seed}-{twice}")
-    arguments, log, marker = bench.recipe(variant), home / "log", home / "begun"
-    pid = forked.start(forked.command(home, *arguments, begun=marker), log)
-    forked.until(marker.exists, pid, log)
-    moment = dice.uniform(0.0, 0.95) * whole
-    time.sleep(moment)
-    began = time.monotonic()
-    os.kill(pid, SIGNALS[kind])
-    if twice:
-        time.sleep(0.002)
-        os.kill(pid, SIGNALS[kind])
-    ended = forked.wait(pid, log, began=began)
-    first = log.read_text(errors="replace")[-600:]
+    for _ in range(DRAWS):
+        home = bench.home("stopped")
+        moment, arguments, log = dice.uniform(0.0, 1.0) * bench.lasted[variant], bench.recipe(variant), home / "log"
+        ended = signalled(forked.command(home, *arguments, begun=home / "begun"), home, SIGNALS[kind], moment, twice)
+        if ended.code:
+            break
     again = forked.run(forked.command(home, *arguments), log) if ended.code else ended
     different = differing(last_files(wanted), last_files(digests(home / RUN, last_only=True)))
-    shutil.rmtree(home)
-    return {
+    row = {
         "variant": variant,
         "signal": kind,
         "twice": twice,
@@ -54,8 +48,22 @@ def stopped(bench: Bench, variant: str, kind: str, twice: bool, seed: int) -> di
         "limit_s": round(bench.step_s(variant) + SLACK_S, 3),
         "then": again.code,
         "different": different,
-        **({} if not again.code and not different else {"said": [first, again.said[-1500:]]}),
     }
+    return row if right(row) else row | {"said": [ended.said[-1500:], again.said[-1500:]]}
+
+
+def signalled(work: Callable[[], int], home: Path, number: int, moment: float, twice: bool) -> forked.Ended:
+    """How a run ends that gets a signal so many seconds after its first step has begun; seconds since the signal."""
+    log = home / "log"
+    pid = forked.start(work, log)
+    forked.until((home / "begun").exists, pid, log)
+    time.sleep(moment)
+    began = time.monotonic()
+    os.kill(pid, number)
+    if twice:
+        time.sleep(0.002)
+        os.kill(pid, number)
+    return forked.wait(pid, log, began=began)
 
 
 def last_files(files: dict[str, str]) -> dict[str, str]:
@@ -75,7 +83,7 @@ def right(row: dict[str, Any]) -> bool:
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     found = {}
-    for kind, twice in (("term", False), ("int", False), ("term", True)):
+    for kind, twice in KINDS:
         mine = [row for row in rows if row["signal"] == kind and row["twice"] is twice]
         found[kind + " twice" * twice] = {
             "trials": len(mine),
@@ -89,7 +97,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def jobs(bench: Bench, number: int) -> list[Callable[[], dict[str, Any]]]:
-    """`number` of SIGTERM, a fifth as many of SIGINT and of a second signal, over all variants in turn."""
-    kinds = [("term", False)] * number + [("int", False), ("term", True)] * (number // 5)
+    """`number` of SIGTERM and of SIGKILL, a fifth as many of SIGINT and of a second signal, over all variants in turn."""
+    shares = (number, number // 5, number // 5, number)
+    kinds = [kind for kind, share in zip(KINDS, shares, strict=True) for _ in range(share)]
     names = list(VARIANTS)
     return [partial(stopped, bench, names[i % len(names)], *kind, i) for i, kind in enumerate(kinds)]

@@ -154,3 +154,16 @@ def test_running_statistics_of_a_run(stage: str, small: Small, tmp_path: Path, m
         assert row["score_mean_running"] == pytest.approx(mean, rel=1e-6)
         assert row["score_std_running"] == pytest.approx(std, rel=1e-6)
         assert got == pytest.approx([max(-1.0, min(1.0, (x - mean) / std)) for x in scores], abs=1e-5)
+
+
+def test_a_function_that_gives_nan_at_times(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without any fault point: a user's own reward."""
+    monkeypatch.chdir(tmp_path)
+    code = "seen = []\ndef f(completions, **rest):\n    seen.append(1)\n"
+    code += "    return [float('nan') if len(seen) == 2 and i == 1 else len(c) % 7 for i, c in enumerate(completions)]\n"
+    (tmp_path / "scores_n.py").write_text(code)
+    rows = small.run("grpo", tmp_path / "run", reward="python:scores_n:f")
+    assert [row.get("bad_scores", 0) for row in rows] == [0, 1, 0, 0, 0]
+    assert "first in the reward python:f" in capsys.readouterr().out

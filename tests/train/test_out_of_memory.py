@@ -158,3 +158,19 @@ def test_a_run_goes_on(point: str, small: Small, tmp_path: Path, capsys: pytest.
     for name, x in mine.items():
         torch.testing.assert_close(x, theirs[name], atol=1e-5, rtol=1e-4)
     assert metrics(tmp_path / "run") == got
+
+
+def test_the_smaller_micro_batch_goes_through_a_resume(small: Small, tmp_path: Path) -> None:
+    """To the bit: with the first budget, sums would round in another way."""
+    common = {"save_every": 1, "score_scale": "std", "minibatch_size": 8}
+    faults.arm("update.forward:2:oom")
+    try:
+        want = small.run("ppo", tmp_path / "whole", **common)
+        faults.arm("update.forward:2:oom,step.logged:3:raise")
+        with pytest.raises(RuntimeError, match="asked for at step.logged"):
+            small.run("ppo", tmp_path / "run", **common)
+    finally:
+        faults.arm("")
+    assert small.run("ppo", tmp_path / "run", **common) == want
+    mine, theirs = weights(tmp_path / "run", 5), weights(tmp_path / "whole", 5)
+    assert all(torch.equal(x, theirs[name]) for name, x in mine.items())

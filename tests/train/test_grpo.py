@@ -171,7 +171,11 @@ def asked(run: Path, step: int, size: int = 4) -> list[list[dict[str, Any]]]:
 
 
 def taken(run: Path, step: int) -> int:
-    return int(json.loads((run / "checkpoints" / f"step-{step:06d}" / "state" / "rl.json").read_text())["batches"])
+    return int(
+        json.loads((run / "checkpoints" / f"step-{step:06d}" / "state" / "run.json").read_text())["numbers"]["rl"][
+            "batches"
+        ]
+    )
 
 
 def test_groups_with_equal_scores_are_replaced(small: Small, tmp_path: Path) -> None:

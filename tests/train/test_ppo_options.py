@@ -232,7 +232,8 @@ def test_adaptive_kl_needs_a_start(small: Small, tmp_path: Path) -> None:
 
 
 def kept(run: Path, step: int) -> float:
-    return float(json.loads((run / "checkpoints" / f"step-{step:06d}" / "state" / "rl.json").read_text())["kl_coef"])
+    state = json.loads((run / "checkpoints" / f"step-{step:06d}" / "state" / "run.json").read_text())
+    return float(state["numbers"]["rl"]["kl_coef"])
 
 
 @pytest.mark.parametrize("lora", [0, 2])
@@ -330,9 +331,9 @@ def test_a_shared_trunk(small: Small, tmp_path: Path, monkeypatch: pytest.Monkey
     assert changed(seen.moves[0].before, move.before, lambda name: name == "head.weight")
     folder = tmp_path / "run" / "checkpoints" / "step-000002"
     AutoModelForCausalLM.from_pretrained(folder)
-    assert set(load_file(folder / "model.safetensors")) == set(load_file(Path(small.policy) / "model.safetensors"))
-    assert set(load_file(folder / "state" / "critic.safetensors")) == {"score.weight"}
-    assert changed(step.policy, load_file(folder / "model.safetensors"))
+    assert set(weights(tmp_path / "run", 2)) == set(load_file(Path(small.policy) / "model.safetensors"))
+    assert set(load_file(folder / "state" / "critic_head.safetensors")) == {"score.weight"}
+    assert changed(step.policy, weights(tmp_path / "run", 2))
 
 
 @pytest.mark.parametrize("backbone", ["shared", "separate"])

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from kinkajou.errors import UserError
@@ -92,15 +94,38 @@ def test_two_ranks_equal_one_process(name: str, small: Small, on_two: Path, tmp_
     last = steps_kept(one)[-1]
     assert steps_kept(many) == steps_kept(one)
     kept, other = (folder / "checkpoints" / f"step-{last:06d}" for folder in (one, many))
-    files = {str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()}
-    assert {str(path.relative_to(other)) for path in other.rglob("*") if path.is_file()} == files
-    compared = [name for name in files if name.endswith(".safetensors")]
+    compared = names_of(kept)
+    assert names_of(other) == compared
     assert compared
-    for file in compared:
-        mine, theirs = load_file(kept / file), load_file(other / file)
-        assert mine.keys() == theirs.keys(), file
+    for name in compared:
+        mine, theirs = tensors_of(kept, name), tensors_of(other, name)
+        assert mine.keys() == theirs.keys(), name
         for key, x in mine.items():
             torch.testing.assert_close(theirs[key], x, atol=1e-5, rtol=1e-4)
+
+
+def names_of(folder: Path) -> set[str]:
+    """Safetensors files, those of several processes by their common name."""
+    found = (str(path.relative_to(folder)).removesuffix(".safetensors") for path in folder.rglob("*.safetensors"))
+    return {re.sub(r"-\d{5}-of-\d{5}$", "", name) for name in found}
+
+
+def tensors_of(folder: Path, name: str) -> dict[str, Tensor]:
+    """Whole tensors, put together from where their parts say that they begin."""
+    whole: dict[str, Tensor] = {}
+    for path in [*folder.glob(f"{name}.safetensors"), *sorted(folder.glob(f"{name}-?????-of-?????.safetensors"))]:
+        with safe_open(path, framework="pt") as file:
+            places = json.loads((file.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
+            for key in file.keys():  # noqa: SIM118
+                part = file.get_tensor(key)
+                begins = places[key]["saved_offsets"] if key in places else [0] * part.dim()
+                size = [a + b for a, b in zip(begins, part.shape, strict=True)]
+                before = whole.get(key, part.new_zeros(size))
+                grown = part.new_zeros([max(a, b) for a, b in zip(before.shape, size, strict=True)])
+                grown[tuple(slice(n) for n in before.shape)] = before
+                grown[tuple(slice(a, b) for a, b in zip(begins, size, strict=True))] = part
+                whole[key] = grown
+    return whole
 
 
 def test_bfloat16_with_sums_in_float32(small: Small, on_two: Path, tmp_path: Path) -> None:

@@ -3,14 +3,14 @@
 import json
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from kinkajou import config
-from kinkajou.checkpoint.lock import RunLock
+from kinkajou.checkpoint.lock import NAME, RunLock
 from kinkajou.checkpoint.room import probe
 from kinkajou.config.recipes import jsonable
 from kinkajou.errors import UserError
@@ -28,15 +28,30 @@ def occupied(stage: str, cfg: config.StageConfig) -> Iterator[bool]:
     if int(os.environ.get("RANK", "0")):  # the first process looks and locks for all
         yield True
         return
-    probe(folder)
-    with RunLock(folder) as lock:
-        if lock.stale:
-            print(f"note: {lock.stale}")
-        before = LOCK.set(lock)
-        try:
-            yield not made_already(stage, cfg, folder)
-        finally:
-            LOCK.reset(before)
+    fresh = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        probe(folder)
+        with RunLock(folder) as lock:
+            if lock.stale:
+                print(f"note: {lock.stale}")
+            before = LOCK.set(lock)
+            try:
+                yield not made_already(stage, cfg, folder)
+            finally:
+                LOCK.reset(before)
+    finally:
+        undo(fresh)
+
+
+def undo(fresh: Sequence[Path]) -> None:
+    """Folders made for a run that was refused before it wrote anything go again, innermost first."""
+    for place in fresh:
+        left = [path.name for path in place.iterdir()] if place.is_dir() else [""]
+        if left == [NAME]:
+            (place / NAME).unlink()
+        elif left:
+            return
+        place.rmdir()
 
 
 def made_already(stage: str, cfg: config.StageConfig, folder: Path) -> bool:
@@ -45,13 +60,15 @@ def made_already(stage: str, cfg: config.StageConfig, folder: Path) -> bool:
         return False
     then = settings_of(folder)
     if stage not in then:
-        raise in_use(folder, f"it is of the stage {', '.join(name for name in then if name != 'environment')}")
+        raise in_use(folder, f"{folder / 'config.toml'} is of the stage {', '.join(name for name in then if name != 'environment')}")
+    if "save_state" not in then[stage]:
+        raise in_use(folder, f"{folder / 'config.toml'} is of a version that kept no state, so it cannot go on")
     now = {name: jsonable(x) for name, x in config.flat(cfg).items()}
     check_settings(then[stage], now, cfg.keep.allow_change, f"the run in {folder}")
     if cfg.keep.from_step is not None:
         check_rewind(folder, cfg.keep.from_step)
         return False
-    if not then[stage].get("save_state", False) and not written_by_last_try(folder):
+    if not then[stage]["save_state"] and not written_by_last_try(folder):
         raise in_use(folder, "it was made with --save_state false, so it cannot go on")
     done = folder / "done.json"
     if not done.is_file() or int(os.environ.get("WORLD_SIZE", "1")) > 1:

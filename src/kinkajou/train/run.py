@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -116,7 +116,7 @@ class Run:
     def steps(self) -> Iterator[int]:
         """The steps that are still to be made, from 1; the bar moves with them."""
         self.console.first = self.behind
-        with self.console, self.signals, self.checkpoints:
+        with self.console, self.signals if self.keep.save_state else nullcontext(), self.checkpoints:
             faults.reached("run.start")
             for step in range(self.behind + 1, self.total + 1):
                 self.step = step

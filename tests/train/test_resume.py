@@ -1,65 +1,236 @@
-"""A run that was stopped anywhere goes on as if it had never been: bit by bit, by the same command."""
+"""A run that was stopped goes on as if it had never been: bit by bit, by the same command."""
 
 import hashlib
+import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from kinkajou import faults
-from small import Small
+from kinkajou.errors import UserError
+from kinkajou.train.signals import Stopped
+from small import Small, metrics, say, steps_kept, write_rows
 
 CLOCK = {"clock.json", "manifest.json"}
 LOGS = ("metrics.jsonl", "samples.jsonl", "findings.jsonl")
-RL = {"kl_coef": 0.1, "kl_target": 0.5, "ema_decay": 0.9, "save_every": 2, "save_updates": 1}
-STAGES: dict[str, dict[str, Any]] = {
-    "sft": {"save_every": 2, "eval_share": 0.2, "batch_size": 6},
-    "reward": {"save_every": 2, "lora_rank": 2},
-    "prefer": {"save_every": 2},
-    "ppo": RL,
-    "grpo": RL,
+RL = {"kl_coef": 0.1, "kl_target": 0.5, "ema_decay": 0.9, "save_every": 2, "save_updates": 1, "score_scale": "running"}
+STAGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sft": ("step.end:3", {"save_every": 2, "eval_share": 0.2, "batch_size": 6}),
+    "reward": ("step.logged:4", {"save_every": 2, "lora_rank": 2}),
+    "prefer": ("step.start:4", {"save_every": 2}),
+    "ppo": ("update.after_step:13", RL),
+    "grpo": ("save.snapshot:3", RL),
 }
 
 
-def state_of(run: Path) -> dict[str, str]:
+@pytest.fixture(autouse=True)
+def _unarmed() -> Iterator[None]:
+    yield
+    faults.arm("")
+
+
+def left_of(run: Path) -> dict[str, str]:
     """Digests of all that a run has left, but for what the clock says."""
     last = max((run / "checkpoints").glob("step-*"))
     files = [path for path in last.rglob("*") if path.is_file() and path.name not in CLOCK]
     files += [run / name for name in LOGS if (run / name).is_file()]
-    return {
-        str(path.relative_to(run)): path.read_text()
-        if path.suffix in (".json", ".jsonl") and path.stat().st_size < 9000
-        else hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
+    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-class Broken(Exception):
-    pass
+def broken_off(small: Small, stage: str, run: Path, at: str, **changes: Any) -> None:
+    """Trains until a point is reached (`point:n`), where something fails."""
+    faults.arm(f"{at}:raise")
+    with pytest.raises(RuntimeError, match="asked for at"):
+        small.run(stage, run, **changes)
+    faults.arm("")
 
 
-def broken_off(small: Small, stage: str, run: Path, at: str, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    """Trains until that point is reached for the n-th time (`point:n`), and no further."""
-    point, _, number = at.partition(":")
-    seen = []
-
-    def reached(name: str) -> str:
-        seen.append(name)
-        if seen.count(point) == int(number) and name == point:
-            raise Broken
-        return ""
-
-    with monkeypatch.context() as patch:
-        patch.setattr(faults, "reached", reached)
-        with pytest.raises(Broken):
-            small.run(stage, run, **changes)
-
-
-@pytest.mark.parametrize("at", ["step.start:4", "step.end:3", "step.logged:4", "save.snapshot:3"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_it_goes_on(stage: str, at: str, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_goes_on(stage: str, small: Small, tmp_path: Path) -> None:
+    (at, changes), whole, run = STAGES[stage], tmp_path / "whole", tmp_path / "run"
+    small.run(stage, whole, **changes)
+    broken_off(small, stage, run, at, **changes)
+    assert not (run / "done.json").exists()
+    small.run(stage, run, **changes)
+    assert left_of(run) == left_of(whole)
+    assert json.loads((run / "done.json").read_text())["checkpoint"] == "step-000005"
+
+
+@pytest.mark.parametrize(("number", "code"), [("term", 75), ("int", 130)])
+def test_a_signal_saves_and_ends(number: str, code: int, small: Small, tmp_path: Path) -> None:
+    """In the third update of step 2: that update is finished, and nothing is sampled again."""
     whole, run = tmp_path / "whole", tmp_path / "run"
-    small.run(stage, whole, **STAGES[stage])
-    broken_off(small, stage, run, at, monkeypatch, **STAGES[stage])
-    small.run(stage, run, **STAGES[stage])
-    assert state_of(run) == state_of(whole)
+    changes = {**RL, "save_every": 0, "save_updates": 0}
+    small.run("ppo", whole, **changes)
+    before = signal.getsignal(signal.SIGTERM)
+    faults.arm(f"update.backward:13:{number}")  # policy and critic: two a minibatch, four minibatches a step
+    with pytest.raises(Stopped) as stopped:
+        small.run("ppo", run, **changes)
+    assert stopped.value.exit_code == code
+    assert "the same command goes on" in str(stopped.value)
+    assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-000001+003"]
+    assert signal.getsignal(signal.SIGTERM) == before
+    faults.arm("")
+    small.run("ppo", run, **changes)
+    assert left_of(run) == left_of(whole)
+
+
+def test_a_run_that_is_done_is_left_as_it_is(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small.run("sft", tmp_path / "run")
+    before = left_of(tmp_path / "run")
+    small.run("sft", tmp_path / "run", log_every=1)  # a setting that decides nothing
+    assert "done already" in capsys.readouterr().out
+    assert left_of(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"lr": 3e-3}, "lr: 0.001 then, 0.003 now"), ({"max_len": 40}, "max_len: 48 then, 40 now")],
+)
+def test_other_settings_are_refused_by_name(changes: dict[str, Any], words: str, small: Small, tmp_path: Path) -> None:
+    broken_off(small, "sft", tmp_path / "run", "step.end:4", save_every=2)
+    with pytest.raises(UserError, match="the settings are not those of") as refused:
+        small.run("sft", tmp_path / "run", save_every=2, **changes)
+    assert words in refused.value.evidence
+    assert f"--allow_change {next(iter(changes))}" in refused.value.fix
+    assert len(metrics(tmp_path / "run")) == 3
+    small.run("sft", tmp_path / "run", save_every=2, allow_change=tuple(changes), **changes)
+    assert len(metrics(tmp_path / "run")) == 5
+
+
+def test_other_records_are_refused(small: Small, tmp_path: Path) -> None:
+    import random
+
+    dice = random.Random(1)
+    rows = [{"instruction": say(dice, 1, 9), "output": say(dice, 1, 9)} for _ in range(40)]
+    data = write_rows(tmp_path / "chats.jsonl", rows)
+    broken_off(small, "sft", tmp_path / "run", "step.end:4", save_every=2, data=data)
+    write_rows(tmp_path / "chats.jsonl", [{"instruction": "w9", "output": "w8"}, *rows[1:]])
+    with pytest.raises(UserError, match=r"records is not what .* was trained with"):
+        small.run("sft", tmp_path / "run", save_every=2, data=data)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    small.run("sft", whole, save_every=1)
+    broken_off(small, "sft", run, "step.end:5", save_every=1)
+    weights = run / "checkpoints" / "step-000004" / "model.safetensors"
+    held = bytearray(weights.read_bytes())
+    held[-1] ^= 1
+    weights.write_bytes(held)
+    capsys.readouterr()
+    small.run("sft", run, save_every=1)
+    told = capsys.readouterr().out
+    assert "step-000004 is damaged: model.safetensors" in " ".join(told.split())
+    assert "goes on from" in told
+    assert left_of(run) == left_of(whole)
+
+
+def test_nothing_whole_is_left(small: Small, tmp_path: Path) -> None:
+    broken_off(small, "sft", tmp_path / "run", "step.end:4", save_every=2)
+    (tmp_path / "run" / "checkpoints" / "step-000002" / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no checkpoint of .* is whole") as refused:
+        small.run("sft", tmp_path / "run", save_every=2)
+    assert refused.value.exit_code == 4
+
+
+@pytest.mark.parametrize("names_checkpoint", [False, True])
+def test_it_goes_on_in_another_folder(names_checkpoint: bool, small: Small, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    small.run("grpo", first, save_every=2)
+    source = first / "checkpoints" / "step-000002" if names_checkpoint else first
+    step = {} if names_checkpoint else {"from_step": 2}
+    before = left_of(first)
+    small.run("grpo", second, save_every=2, resume=str(source), **step)
+    assert left_of(second) == before == left_of(first)
+    assert steps_kept(second) == [4, 5]
+
+
+def test_an_earlier_step_of_its_own(small: Small, tmp_path: Path) -> None:
+    """What came later is forgotten only where that was asked for."""
+    run = tmp_path / "run"
+    small.run("sft", run, save_every=1)
+    before = left_of(run)
+    with pytest.raises(UserError, match="has checkpoints after step 2") as refused:
+        small.run("sft", run, save_every=1, from_step=2)
+    assert "--overwrite" in refused.value.fix
+    with pytest.raises(UserError, match="there is no checkpoint of step 7"):
+        small.run("sft", run, save_every=1, from_step=7, overwrite=True)
+    small.run("sft", run, save_every=1, from_step=2, overwrite=True)
+    assert left_of(run) == before
+    assert [row["step"] for row in metrics(run)] == [1, 2, 3, 4, 5]
+
+
+def test_which_checkpoints_stay(small: Small, tmp_path: Path) -> None:
+    small.run("sft", tmp_path / "run", batch_size=4, epochs=1, save_every=1, keep_last=2, keep_every=4)
+    assert steps_kept(tmp_path / "run") == [4, 8, 9, 10]
+
+
+def test_the_best_is_kept_and_found_again(small: Small, tmp_path: Path) -> None:
+    changes = {"eval_prompts": small.held_out, "eval_every": 1, "keep_best": "score", "save_every": 2, "keep_last": 1}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    small.run("ppo", whole, **changes)
+    broken_off(small, "ppo", run, "step.end:4", **changes)
+    small.run("ppo", run, **changes)
+    assert (run / "best.json").read_text() == (whole / "best.json").read_text()
+    best = json.loads((run / "best.json").read_text())["step"]
+    assert steps_kept(run) == steps_kept(whole)
+    assert best in steps_kept(run)
+
+
+def test_by_the_clock(small: Small, tmp_path: Path) -> None:
+    """Every step takes longer than a ten-thousandth of a minute; the newest two stay while the run goes on."""
+    broken_off(small, "sft", tmp_path / "run", "step.end:5", save_minutes=1e-4)
+    assert steps_kept(tmp_path / "run") == [3, 4]
+
+
+def test_without_state_it_cannot_go_on(small: Small, tmp_path: Path) -> None:
+    broken_off(small, "sft", tmp_path / "run", "step.end:4", save_every=2, save_state=False)
+    with pytest.raises(UserError, match="already holds a run") as refused:
+        small.run("sft", tmp_path / "run", save_every=2, save_state=False)
+    assert "--save_state false" in refused.value.evidence
+
+
+def test_saving_in_the_open_is_the_same(small: Small, tmp_path: Path) -> None:
+    small.run("ppo", tmp_path / "behind", save_every=1)
+    small.run("ppo", tmp_path / "before", save_every=1, save_behind=False)
+    assert left_of(tmp_path / "behind") == left_of(tmp_path / "before")
+
+
+def test_a_fault_in_the_background_stops_the_run(small: Small, tmp_path: Path) -> None:
+    faults.arm("save.state:2:enospc")
+    with pytest.raises(UserError, match="could not be written") as stopped:
+        small.run("sft", tmp_path / "run", save_every=1)
+    assert stopped.value.exit_code == 4
+    assert "No space left" in stopped.value.evidence
+    faults.arm("")
+    small.run("sft", tmp_path / "whole", save_every=1)
+    small.run("sft", tmp_path / "run", save_every=1)
+    assert left_of(tmp_path / "run") == left_of(tmp_path / "whole")
+
+
+def test_a_run_of_another_stage(small: Small, tmp_path: Path) -> None:
+    broken_off(small, "sft", tmp_path / "run", "step.end:4", save_every=2)
+    with pytest.raises(UserError, match="already holds a run"):
+        small.run("reward", tmp_path / "run")
+    with pytest.raises(UserError, match="is of another stage: sft"):
+        small.run("reward", tmp_path / "other", resume=str(tmp_path / "run"))
+
+
+def test_the_reference_stays_what_it_was(small: Small, tmp_path: Path) -> None:
+    """Measured against the model that the run started from, and not against the one it goes on with."""
+    small.run("grpo", tmp_path / "whole", kl_coef=0.1, lr=1e-2)
+    broken_off(small, "grpo", tmp_path / "run", "step.end:4", kl_coef=0.1, lr=1e-2, save_every=3)
+    small.run("grpo", tmp_path / "run", kl_coef=0.1, lr=1e-2, save_every=3)
+    assert [row["kl_ref"] for row in metrics(tmp_path / "run")] == [
+        row["kl_ref"] for row in metrics(tmp_path / "whole")
+    ]
+    assert metrics(tmp_path / "run")[-1]["kl_ref"] > 1e-3
+    optimizer = load_file(tmp_path / "run" / "checkpoints" / "step-000005" / "state" / "optimizer.safetensors")
+    assert {float(x) for name, x in optimizer.items() if name.endswith(".step")} == {20.0}

@@ -22,7 +22,7 @@ from kinkajou.models.forward import ActorCritic, LanguageModel, ScalarModel
 from kinkajou.models.load import load_language_model
 from small import Small, metrics, steps_kept, weights
 from tiny import tiny_tokenizer
-from train.test_ddp import numbers, torchrun
+from train.test_ddp import torchrun
 
 CLOSE = 1e-5
 ORDER = torch.tensor([5, 2, 7, 0, 3, 6, 1, 4])

@@ -97,7 +97,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def jobs(bench: Bench, number: int) -> list[Callable[[], dict[str, Any]]]:
-    """`number` of SIGTERM and of SIGKILL, a fifth as many of SIGINT and of a second signal, over all variants in turn."""
+    """`number` of SIGTERM and of SIGKILL, a fifth as many of the others, over all variants in turn."""
     shares = (number, number // 5, number // 5, number)
     kinds = [kind for kind, share in zip(KINDS, shares, strict=True) for _ in range(share)]
     names = list(VARIANTS)

@@ -17,7 +17,9 @@ from kinkajou.checkpoint.shelf import Shelf
 
 STORAGE = 4
 READ_ONLY_S = 2.0
-POINTS = tuple(point for point in faults.POINTS if point.startswith("save."))
+POINTS = tuple(point for point in faults.POINTS if point.startswith("save.") and point != "save.snapshot")
+"""Where something is written: a snapshot lies in memory."""
+UNSEEN = "full disk, in the middle of a write"
 READ_ONLY, NO_MOUNT = "read-only folder", "this machine lets nobody mount"
 
 
@@ -50,6 +52,7 @@ def told(variant: str, kind: str, ended: forked.Ended, output: Path) -> dict[str
         "traceback": "Traceback" in ended.said,
         "kept": len(places),
         "damaged": sum(bool(damages(shelf.path(place))) for place in places),
+        **({"said": ended.said[-3000:]} if "Traceback" in ended.said else {}),
     }
 
 
@@ -60,8 +63,11 @@ def mounted(folder: Path, options: str, *, again: bool = False) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def full_disk(bench: Bench, variant: str, part: float) -> dict[str, Any]:
-    """A tmpfs with room for a part of the run: it must stop by exit 4 and go on once there is more."""
+def full_disk(bench: Bench, variant: str, part: float, *, unseen: bool = False) -> dict[str, Any]:
+    """A tmpfs with room for a part of the run: it must stop by exit 4 and go on once there is more.
+
+    `unseen`: the run finds room before it writes, as if another program took it while a file is being written.
+    """
     wanted = bench.left_alone(variant)
     disk = bench.folder / "disk"
     need = sum(path.stat().st_size for path in (bench.folder / f"{variant}-alone" / RUN).rglob("*") if path.is_file())
@@ -69,8 +75,8 @@ def full_disk(bench: Bench, variant: str, part: float) -> dict[str, Any]:
         return {"variant": variant, "fault": "full tmpfs", "skipped": NO_MOUNT}
     try:
         arguments, log = bench.recipe(variant), bench.folder / "full.log"
-        first = forked.run(forked.command(disk, *arguments), log)
-        row = told(variant, f"tmpfs of {part:.0%} of what it needs", first, disk / RUN)
+        first = forked.run(forked.command(disk, *arguments, before=blind if unseen else None), log)
+        row = told(variant, UNSEEN if unseen else "full disk (tmpfs)", first, disk / RUN)
         mounted(disk, f"size={4 * need // 1024}k", again=True)
         again = forked.run(forked.command(disk, *arguments), log)
         row |= {"then": again.code, "different": differing(wanted, digests(disk / RUN))}
@@ -99,6 +105,12 @@ def short_files(bench: Bench, variant: str) -> dict[str, Any]:
     return row | {"then": again.code, "different": differing(bench.left_alone(variant), digests(home / RUN))}
 
 
+def blind() -> None:
+    from kinkajou.train import checkpoints
+
+    checkpoints.check_room = lambda *rest, **more: None
+
+
 def limit() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (24 * 1024, resource.RLIM_INFINITY))
 
@@ -109,6 +121,7 @@ def jobs(bench: Bench) -> list[Callable[[], dict[str, Any]]]:
         found += [partial(no_space_at, bench, variant, point) for point in POINTS]
     for variant in ("sft", "reward-bf16", "prefer", "ppo", "grpo-best"):
         found += [partial(full_disk, bench, variant, part) for part in (0.1, 0.45, 0.8)]
+        found += [partial(full_disk, bench, variant, part, unseen=True) for part in (0.15, 0.35, 0.55, 0.75)]
         found += [partial(read_only, bench, variant), partial(short_files, bench, variant)]
     return found
 

@@ -24,10 +24,10 @@ def existing(folder: Path) -> Path:
     return next((place for place in (folder, *folder.absolute().parents) if place.is_dir()), Path("/"))
 
 
-def storage_fault(what: str, path: Path, fault: OSError) -> UserError:
+def storage_fault(what: str, path: Path, fault: Exception) -> UserError:
     """`what` is a past participle: written, read, deleted."""
     free = free_bytes(path)
-    cause = fault.strerror or str(fault)
+    cause = getattr(fault, "strerror", None) or str(fault)
     room = "" if free is None else f"; {free:,} bytes free"
     return UserError(
         f"{path} could not be {what}",

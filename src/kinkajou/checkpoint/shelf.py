@@ -113,9 +113,9 @@ class Shelf:
                 delete(gone)
                 self.path(place).rename(gone)  # at once: a half deleted one must not keep the name
                 delete(gone)
+                faults.reached("save.pruned")
             except OSError as fault:
                 raise storage_fault("deleted", self.path(place), fault) from fault
-            faults.reached("save.pruned")
         return going
 
     def _beside(self, place: Place, end: str) -> Path:

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from safetensors import SafetensorError
+
 from kinkajou import faults
 from kinkajou.checkpoint.manifest import damages
 from kinkajou.checkpoint.place import Place
@@ -115,12 +117,17 @@ class Checkpoints:
             if self.strategy.main:
                 self._behind.start(partial(self._commit, self._pending))
 
-    def thin_out(self, *, over: bool) -> None:
-        """Deletes what is not to stay."""
+    def thin_out(self, upto: Place, *, over: bool) -> None:
+        """Deletes what is not to stay of those up to here.
+
+        What lies beyond is of a try before this one: damaged, or passed over by --from_step.  It counts for nothing
+        here, and is replaced once the run comes to it.
+        """
         if self.strategy.main:
-            places = self.shelf.places()
+            places = [place for place in self.shelf.places() if place <= upto]
             bests = {place: self._best_of(place) for place in places}
-            self.shelf.prune(staying(places, bests, self.keep, newest=1 if over else NEWEST))
+            stay = staying(places, bests, self.keep, newest=1 if over else NEWEST)
+            self.shelf.prune({*stay, *(place for place in self.shelf.places() if place > upto)})
 
     def _open(self, place: Place, size: int) -> Path:
         aside, fault = self.shelf.folder / f".{place.name}.tmp", None
@@ -141,7 +148,7 @@ class Checkpoints:
                 part.write(aside)
             for name, text in texts.items():
                 write_state(aside, name, text)
-        except OSError as fault:
+        except (OSError, SafetensorError) as fault:
             told = storage_fault("written", self.folder(moment.place), fault)
             self.shelf.discard(moment.place)
             raise told from fault
@@ -152,7 +159,7 @@ class Checkpoints:
         self.shelf.commit(moment.place)
         if moment.best:
             write_best(self.shelf.folder.parent, moment.best)
-        self.thin_out(over=False)
+        self.thin_out(moment.place, over=False)
 
     def _texts(self, moment: Moment) -> dict[str, str]:
         run = {
@@ -169,8 +176,11 @@ class Checkpoints:
     def _best_of(self, place: Place) -> Best | None:
         if place not in self.bests:
             path = self.folder(place) / "state" / RUN
-            held = json.loads(path.read_text(encoding="utf-8"))["best"] if path.is_file() else None
-            self.bests[place] = held and Best(**held)
+            try:
+                held = json.loads(path.read_text(encoding="utf-8"))["best"] if path.is_file() else None
+                self.bests[place] = held and Best(**held)
+            except (OSError, ValueError, KeyError, TypeError):  # damaged; it was named when the run began
+                self.bests[place] = None
         return self.bests[place]
 
 

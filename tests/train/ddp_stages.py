@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.distributed as dist
 
+from kinkajou import faults
 from kinkajou.errors import UserError
 from kinkajou.parallel import ranks
 from small import Small
@@ -19,7 +20,8 @@ def main(path: str) -> None:
     torch.set_num_threads(1)
     plan: dict[str, Any] = json.loads(Path(path).read_text())
     small = Small(**{**plan["small"], "folder": Path(plan["small"]["folder"])})
-    for name, (stage, changes) in plan["jobs"].items():
+    for name, (stage, changes, *armed) in plan["jobs"].items():
+        faults.arm(*armed or [""])
         try:
             small.run(stage, Path(path).parent / name, **{"strategy": "ddp", **changes})
         except UserError as fault:  # a refusal is a result here: the next job runs all the same

@@ -33,7 +33,7 @@ class Campaign:
 
 CAMPAIGNS = {
     "kills": Campaign(
-        lambda folder, given: kills.jobs(Bench.make(folder), given.each, given.seed),
+        lambda folder, given: kills.jobs(Bench.make(folder), given.each, given.seed, most=2 if given.quick else 99),
         kills.right,
         kills.summary,
         "kill -9 at every named point, 50 a stage",

@@ -85,13 +85,9 @@ def variants_of(stage: str) -> list[str]:
     return [name for name, variant in VARIANTS.items() if variant.stage == stage]
 
 
-def plan(bench: Bench, each: int, seed: int) -> list[Trial]:
-    """`each` trials of every stage: the points in turn, the moment by chance, the variants in turn."""
-    return [trial for stage in OF_STAGE for trial in plan_stage(bench, stage, each, random.Random(f"{seed}/{stage}"))]
-
-
-def plan_stage(bench: Bench, stage: str, each: int, dice: random.Random) -> list[Trial]:
-    variants = variants_of(stage)
+def plan(bench: Bench, stage: str, each: int, seed: int, *, most: int) -> list[Trial]:
+    """`each` trials of a stage: the points in turn, the moment by chance, its first so many variants in turn."""
+    dice, variants = random.Random(f"{seed}/{stage}"), variants_of(stage)[:most]
     for variant in variants:
         bench.left_alone(variant)
     seen = Counter[str]()
@@ -179,8 +175,16 @@ def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def jobs(bench: Bench, each: int, seed: int) -> list[Callable[[], dict[str, Any]]]:
-    return [partial(tried, bench, trial, number) for number, trial in enumerate(plan(bench, each, seed))]
+def jobs(bench: Bench, each: int, seed: int, *, most: int = 99) -> list[Callable[[], dict[str, Any]]]:
+    """Those of a stage are planned once the first of them begins: a plan needs runs that were left alone."""
+    plans: dict[str, list[Trial]] = {}
+
+    def job(stage: str, number: int) -> dict[str, Any]:
+        if stage not in plans:
+            plans[stage] = plan(bench, stage, each, seed, most=most)
+        return tried(bench, plans[stage][number], number)
+
+    return [partial(job, stage, number) for stage in OF_STAGE for number in range(each)]
 
 
 def right(row: Mapping[str, Any]) -> bool:

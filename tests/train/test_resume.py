@@ -17,7 +17,7 @@ from small import Small, metrics, say, steps_kept, write_rows
 
 CLOCK = {"clock.json", "manifest.json"}
 LOGS = ("metrics.jsonl", "samples.jsonl", "findings.jsonl")
-RL = {"kl_coef": 0.1, "kl_target": 0.5, "ema_decay": 0.9, "save_every": 2, "save_updates": 1, "score_scale": "running"}
+RL = {"kl_coef": 0.1, "kl_target": 0.5, "ema_decay": 0.9, "save_every": 2, "save_updates": 1, "score_scale": "std"}
 STAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("step.end:3", {"save_every": 2, "eval_share": 0.2, "batch_size": 6}),
     "reward": ("step.logged:4", {"save_every": 2, "lora_rank": 2}),

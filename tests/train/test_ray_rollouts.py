@@ -13,6 +13,7 @@ import torch
 from test_ddp import torchrun
 
 from crew import Crew
+from kinkajou import faults
 from kinkajou.engine.pool import Pool
 from kinkajou.engine.pool_engine import PoolEngine
 from kinkajou.errors import UserError
@@ -100,6 +101,23 @@ def test_answers_of_earlier_weights(
     assert all("engine_gap" not in row and row["first_gap"] < 1e-5 for row in rows)
     again = small.run(stage, tmp_path / "again", save_every=1, max_staleness=behind, **RAY)
     assert again == nearly(rows)
+
+
+@pytest.mark.parametrize("at", ["step.logged:3", "update.after_step:10"])
+def test_answers_that_were_begun_are_kept(at: str, small: Small, tmp_path: Path, crew: Crew) -> None:
+    """A run that goes on does not sample them again with weights that have moved since."""
+    changes = {"save_every": 1, "save_updates": 1, "max_staleness": 2, "lr": 1e-2, **RAY}
+    whole = small.run("grpo", tmp_path / "whole", **changes)
+    faults.arm(f"{at}:raise")
+    try:
+        with pytest.raises(RuntimeError, match="asked for at"):
+            small.run("grpo", tmp_path / "run", **changes)
+    finally:
+        faults.arm("")
+    rows = small.run("grpo", tmp_path / "run", **changes)
+    assert [row["staleness"] for row in rows] == [0, 1, 2, 2, 2]
+    assert rows == nearly(whole)
+    same_run(tmp_path / "whole", tmp_path / "run")
 
 
 @pytest.mark.parametrize(

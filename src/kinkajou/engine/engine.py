@@ -42,6 +42,14 @@ class AheadEngine(Engine, Protocol):
         """Starts, with the weights as they are now, on what `generate` will be asked for with these seeds."""
         ...
 
+    def begun(self) -> "list[Begun]":
+        """All that was begun and not asked for yet, once it is answered."""
+        ...
+
+    def take_up(self, begun: "Sequence[Begun]") -> None:
+        """Goes on from what another engine had begun."""
+        ...
+
 
 class Answered(NamedTuple):
     """What was sampled to one prompt."""
@@ -49,6 +57,15 @@ class Answered(NamedTuple):
     tokens: list[int]
     logps: list[float]
     ended: bool
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Answers that were begun ahead: to which seeds, and how many loads of weights ago (`AheadEngine.begin`)."""
+
+    seeds: tuple[int, ...]
+    answers: list[Answered]
+    behind: int
 
 
 class OwnedEngine(Engine, Protocol):

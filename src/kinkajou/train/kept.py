@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from kinkajou import faults
 from kinkajou.data.chat import ChatFormat
+from kinkajou.engine.engine import AheadEngine, Answered, Begun
 from kinkajou.errors import UserError
 from kinkajou.models.adapters import Save
 from kinkajou.models.folder import save_shared_critic
@@ -216,6 +217,30 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+class BegunAhead:
+    """Answers of steps to come, which were begun with weights that are gone by then."""
+
+    name = "ahead"
+
+    def __init__(self, engine: AheadEngine) -> None:
+        self.engine = engine
+
+    def copied(self, s: Strategy) -> Copied:
+        text = json.dumps([[x.seeds, x.answers, x.behind] for x in self.engine.begun()])
+
+        def write(folder: Path) -> None:
+            if s.main:
+                write_state(folder, "ahead.json", text)
+
+        return Copied(write, len(text))
+
+    def restore(self, s: Strategy, folder: Path) -> None:
+        held = read_state(folder, "ahead.json")
+        self.engine.take_up(
+            [Begun(tuple(seeds), [Answered(*x) for x in answers], behind) for seeds, answers, behind in held]
+        )
 
 
 def draw() -> None:

@@ -17,7 +17,7 @@ from kinkajou.data.chat import ChatFormat
 from kinkajou.data.loader import Shuffle, share
 from kinkajou.data.sources import Prompt
 from kinkajou.engine import native
-from kinkajou.engine.engine import Engine
+from kinkajou.engine.engine import AheadEngine, Engine
 from kinkajou.errors import UserError
 from kinkajou.memory import Budget
 from kinkajou.models.adapters import base_weights
@@ -33,7 +33,16 @@ from kinkajou.train.averages import MovingAverage
 from kinkajou.train.engines import make_engine, sampled_from
 from kinkajou.train.identity import digest_of, digest_of_model
 from kinkajou.train.inputs import RLInputs
-from kinkajou.train.kept import STATE, Kept, ModelFolder, OptimizerState, RandomState, Weights, digest_of_format
+from kinkajou.train.kept import (
+    STATE,
+    BegunAhead,
+    Kept,
+    ModelFolder,
+    OptimizerState,
+    RandomState,
+    Weights,
+    digest_of_format,
+)
 from kinkajou.train.optim import adamw
 from kinkajou.train.plan_job import needs_reference
 from kinkajou.train.run import budget_of
@@ -126,13 +135,17 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
     if head:
         kept.items.append(Weights(HEAD, {"score.weight": head.weight}))
 
+    engine = make_engine(cfg, engine_model, form, s)
+    if cfg.engine.max_staleness:
+        kept.items.append(BegunAhead(cast(AheadEngine, engine)))
+
     return RLParts(
         form=form,
         policy=policy,
         language=language,
         reference=load_reference(cfg, state.reference, form, language, s) if needs_reference(cfg) else None,
         optimizer=optimizer,
-        engine=make_engine(cfg, engine_model, form, s),
+        engine=engine,
         sampling=drawn_from(cfg),
         judge=judge,
         gold=judge_of(cfg, (cfg.judge.gold,), form, s, budget=budget) if cfg.judge.gold else None,

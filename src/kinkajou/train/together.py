@@ -6,7 +6,7 @@ from typing import Any, TypeVar, cast
 from torch import Tensor
 
 from kinkajou.batch import Rollout, Sampling
-from kinkajou.engine.engine import AheadEngine, Answered, OwnedEngine, Prompts, as_rollout
+from kinkajou.engine.engine import AheadEngine, Answered, Begun, OwnedEngine, Prompts, as_rollout
 from kinkajou.errors import UserError
 from kinkajou.parallel.strategy import Strategy
 
@@ -41,6 +41,12 @@ class Together:
         found, self.staleness = self._told(answers)
         mine = found[start : start + len(prompts)]
         return as_rollout(prompts, mine, pad_id=self.pad_id).to(self.s.device)
+
+    def begun(self) -> list[Begun]:
+        return self._told(lambda: cast(AheadEngine, self._own).begun())
+
+    def take_up(self, begun: Sequence[Begun]) -> None:
+        self._told(lambda: cast(AheadEngine, self._own).take_up(begun))
 
     def load(self, params: Iterable[tuple[str, Tensor]]) -> None:
         def push() -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from kinkajou import config
 from kinkajou.cli import main
@@ -69,6 +70,22 @@ def test_seven_billion_on_one_card(capsys: pytest.CaptureFixture[str]) -> None:
     assert "does not fit: peak" in out
     assert "The smallest changes that make it fit" in out
     assert "25.2 GiB" in out  # 6.76e9 float32 numbers
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora_rank": 2}, {"ema_decay": 0.9}], ids=str)
+def test_what_a_checkpoint_takes(
+    changes: dict[str, float], small: Small, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against the tensors of a real one."""
+    stage = "ppo" if "ema_decay" in changes else "sft"
+    small.run(stage, here / "run", **changes)
+    (last,) = (here / "run" / "checkpoints").iterdir()
+    there = sum(x.nbytes for path in last.rglob("*.safetensors") for x in load_file(path).values())
+    own = [f"--{name}={value}" for name, value in changes.items()]
+    reads = ("--reward", small.judge) if stage == "ppo" else ()
+    capsys.readouterr()
+    _, out, _ = said(capsys, stage, "--model", small.policy, *reads, *own, "--json")
+    assert json.loads(out)["checkpoint"]["disk"] == pytest.approx(there, rel=0.03)
 
 
 def test_json_of_a_sharded_ppo(capsys: pytest.CaptureFixture[str]) -> None:

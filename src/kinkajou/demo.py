@@ -58,12 +58,14 @@ def run_demo(cfg: config.DemoConfig) -> Path:
 
 
 def make_room(folder: Path, *, overwrite: bool) -> None:
-    """Refuses a folder in use; with `overwrite`, deletes a demo and nothing else."""
+    """Refuses a folder with a whole demo; a stopped one goes on.  With `overwrite`, deletes a demo and nothing else."""
     parts = [folder / name for name in ("data", "sft", "reward", "ppo")]
     if not any(part.exists() for part in parts):
         return
-    if not overwrite:
+    if not overwrite and (folder / "summary.json").is_file():
         raise UserError(f"{folder} already holds a demo", fix="kinkajou demo --overwrite, or --output OTHER")
+    if not overwrite:
+        return
     for part in parts:
         shutil.rmtree(part, ignore_errors=True)
     for name in ("summary.json", "report.html"):

@@ -112,6 +112,7 @@ def as_json(made: Plan) -> dict[str, Any]:
         "fits": made.fits,
         "device": {"peak": memory.device_peak, "owner": memory.device_owner.name, "memory": made.room.memory},
         "host": {"peak": round(on_machine(job, memory)), "owner": memory.host_owner.name, "memory": made.room.host},
+        "checkpoint": {"disk": round(memory.stored), "host": round(memory.copied)},
         "standing": phase_of(memory.standing),
         "phases": {phase.name: phase_of(phase) for phase in memory.phases},
         "estimate": {"machine": made.machine.name, "seconds": made.times.phases, "tokens": made.times.tokens},

@@ -25,6 +25,10 @@ def page(job: Job, room: Room, machine: Machine, memory: Memory, times: Times, m
         yield parts(phases, [phase.host for phase in phases])
     yield Text()
     yield from verdict(job, room, memory)
+    yield Text(
+        f"a checkpoint: {size(memory.stored)} on the disk; its copy in the main memory of the first process, "
+        f"{size(memory.copied)} beside the rest, while it is written"
+    )
     source = "measured rates" if machine.measured else f"data sheets, {REACHED:.0%} of the products they promise"
     yield head(f"Time of a step on {machine.name}, an estimate from {source}")
     yield timing(times)

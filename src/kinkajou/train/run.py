@@ -234,7 +234,7 @@ class Run:
         with self.signals:  # nothing is left to stop: it is written, and the run has ended
             self.save()
             self.checkpoints.settle()
-            self.checkpoints.thin_out(over=True)
+            self.checkpoints.thin_out(self.place, over=True)
         for finding in self.diagnosis.unwritten():
             self.logs.append(FINDINGS, finding.line)
         chosen = self.checkpoints.folder(Place(self.best.step) if self.best else self.place)

@@ -387,8 +387,9 @@ class Books:
         for name, model in self.trained.items():
             models = 2 if self.job.average and name == "policy" else 1
             exact = model.learning if self.job.how.lora_rank else 0
-            copied += models * 4.0 * (model.whole + exact) + 8.0 * model.held_learning
-            stored += models * 4.0 * (model.whole + exact) + 8.0 * model.learning
+            weights = models * 4.0 * (model.whole - model.adapted + exact)
+            copied += weights + 8.0 * model.held_learning
+            stored += weights + 8.0 * model.learning
         return copied, stored
 
 

@@ -60,7 +60,10 @@ def made_already(stage: str, cfg: config.StageConfig, folder: Path) -> bool:
         return False
     then = settings_of(folder)
     if stage not in then:
-        raise in_use(folder, f"{folder / 'config.toml'} is of the stage {', '.join(name for name in then if name != 'environment')}")
+        raise in_use(
+            folder,
+            f"{folder / 'config.toml'} is of the stage {', '.join(name for name in then if name != 'environment')}",
+        )
     if "save_state" not in then[stage]:
         raise in_use(folder, f"{folder / 'config.toml'} is of a version that kept no state, so it cannot go on")
     now = {name: jsonable(x) for name, x in config.flat(cfg).items()}

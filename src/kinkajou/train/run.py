@@ -92,7 +92,7 @@ class Run:
         self._phase_s: dict[str, float] = {}
         self._phase_tokens: dict[str, int] = {}
         settings = {name: jsonable(x) for name, x in config.flat(cfg).items() if name not in FREE}
-        facts = {"stage": stage, "settings": settings}
+        facts = {"stage": stage, "total": self.total, "settings": settings}
         self.environment = environment(strategy.world)
         self.kept = kept or Kept()
         self.kept.numbers |= {"budget": self.budget, "skips": self.guard.skips}
@@ -302,6 +302,7 @@ class Run:
         said: list[str] = []
         if self.writes and not self._anew():
             try:
+                self.checkpoints.shelf.clear_aside()  # among it may be one that was about to be replaced
                 found, said = way_back(self.folder, self.keep)
             except UserError as seen:  # told once every rank knows
                 fault = seen
@@ -345,7 +346,6 @@ class Run:
             said = self.logs.cut({**run["logs"], TIMING: clock.get(TIMING, 0)}, source)
             (self.folder / "done.json").unlink(missing_ok=True)
             if source == self.folder:
-                self.checkpoints.shelf.clear_aside()
                 write_best(self.folder, self.best)
         numbers = run["numbers"]
         if "tokens_per_microbatch" in rounded:  # the new setting holds

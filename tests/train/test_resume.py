@@ -162,7 +162,12 @@ def test_an_earlier_step_of_its_own(small: Small, tmp_path: Path) -> None:
     assert "--overwrite" in refused.value.fix
     with pytest.raises(UserError, match="there is no checkpoint of step 7"):
         small.run("sft", run, save_every=1, from_step=7, overwrite=True)
-    small.run("sft", run, save_every=1, from_step=2, overwrite=True)
+    faults.arm("step.end:2:raise")  # step 4
+    with pytest.raises(RuntimeError):
+        small.run("sft", run, save_every=1, from_step=2, overwrite=True)
+    faults.arm("")
+    assert steps_kept(run) == [1, 2, 3]
+    small.run("sft", run, save_every=1)
     assert left_of(run) == before
     assert [row["step"] for row in metrics(run)] == [1, 2, 3, 4, 5]
 

@@ -120,14 +120,18 @@ class Checkpoints:
     def thin_out(self, upto: Place, *, over: bool) -> None:
         """Deletes what is not to stay of those up to here.
 
-        What lies beyond is of a try before this one: damaged, or passed over by --from_step.  It counts for nothing
-        here, and is replaced once the run comes to it.
+        What lies beyond is damaged.  It counts for nothing here, and is replaced once the run comes to it.
         """
         if self.strategy.main:
             places = [place for place in self.shelf.places() if place <= upto]
             bests = {place: self._best_of(place) for place in places}
             stay = staying(places, bests, self.keep, newest=1 if over else NEWEST)
             self.shelf.prune({*stay, *(place for place in self.shelf.places() if place > upto)})
+
+    def forget_after(self, now: Place) -> None:
+        """What was made after a step from which the run is made again."""
+        if self.strategy.main:
+            self.shelf.prune([place for place in self.shelf.places() if place <= now])
 
     def _open(self, place: Place, size: int) -> Path:
         aside, fault = self.shelf.folder / f".{place.name}.tmp", None

@@ -347,6 +347,8 @@ class Run:
             (self.folder / "done.json").unlink(missing_ok=True)
             if source == self.folder:
                 write_best(self.folder, self.best)
+                if self.keep.from_step is not None:
+                    self.checkpoints.forget_after(place)
         numbers = run["numbers"]
         if "tokens_per_microbatch" in rounded:  # the new setting holds
             numbers.pop("budget", None)

@@ -144,6 +144,8 @@ def check_index(index: Mapping[str, Any], path: Path) -> None:
 
 def check_header(path: Path) -> None:
     """A safetensors file whose header is bounded and describes exactly the bytes that follow."""
+    if not path.is_file():
+        raise refused(path, "it is not a file")
     size = path.stat().st_size
     with path.open("rb") as file:
         begin = file.read(8)

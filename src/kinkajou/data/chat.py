@@ -45,7 +45,7 @@ class ChatFormat:
     """A tokenizer and its template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.source = tokenizer, tokenizer.name_or_path or "this tokenizer"
         # Longest first, so that no control token is found inside another.
         self.controls = sorted(set(tokenizer.get_added_vocab()), key=len, reverse=True)
         self.standins = {word: chr(STANDINS + i) for i, word in enumerate(self.controls)}
@@ -133,7 +133,7 @@ class ChatFormat:
             after = self.render(messages[: i + 1], to_answer=False)
             if not after.startswith(before) or not before.startswith(done):
                 raise UserError(
-                    "the chat template rewrites earlier turns when an answer is added",
+                    f"the chat template of {self.source} rewrites earlier turns when an answer is added",
                     evidence=f"prompt ends in {before[-40:]!r}",
                     fix="use --template alpaca, human_assistant or plain",
                 )
@@ -165,7 +165,7 @@ class ChatFormat:
             return str(self.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=to_answer))
         except TEMPLATE_FAULTS as fault:
             raise UserError(
-                "the chat template refuses these messages",
+                f"the chat template of {self.source} refuses these messages",
                 evidence=f"roles {', '.join(row['role'] for row in rows)}: {str(fault)[:200]}",
                 fix="use --template alpaca, human_assistant or plain, or mend the records",
             ) from None
@@ -208,7 +208,7 @@ class ChatFormat:
         found = self.control_pattern.search(text, max(0, text.rfind("answer")))
         if not found:
             raise UserError(
-                "the chat template puts no end token after an answer",
+                f"the chat template of {self.source} puts no end token after an answer",
                 evidence=f"it renders {text[-60:]!r}",
                 fix="use --template alpaca, human_assistant or plain, or mend the template",
             )

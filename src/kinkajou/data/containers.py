@@ -176,9 +176,26 @@ def _json_document(text: str, name: str) -> Records:
         inner = value.get("data") if isinstance(value, dict) else None
         if isinstance(inner, list) and pos == len(text):
             yield from ((f"{name}:record {number}", item) for number, item in enumerate(inner, start=1))
+        elif isinstance(value, RowFault) and pos == len(text) and (inside := _data_at(text, start)):
+            yield from _array(text, inside, name)  # one bad record does not cost the others
         else:
             yield f"{name}:{line}", too_long() if end - start > MAX_ROW_BYTES else value
         line += text.count("\n", start, pos)
+
+
+def _data_at(text: str, pos: int) -> int | None:
+    """Where the array of `{..., "data": [...]}` begins; None where the value at `pos` is nothing like it."""
+    while text[pos : pos + 1] in ("{", ","):
+        key, end = decode(text, skip_space(text, pos + 1))
+        value = skip_space(text, skip_space(text, end) + 1)  # after the colon
+        if key == "data":
+            return value if text.startswith("[", value) else None
+        try:
+            _, end = decode(text, value)
+        except JSONFault as fault:
+            end = fault.end or len(text)
+        pos = skip_space(text, end)
+    return None
 
 
 def _array(text: str, pos: int, name: str) -> Generator[tuple[str, object], None, int]:

@@ -18,6 +18,7 @@ from kinkajou.data.formats import build_chat, build_pair, build_prompt
 from kinkajou.data.judged import build_judged
 from kinkajou.data.records import Chat, Judged, Message, Pair, Prompt, Role, RowFault, listed, shown
 from kinkajou.errors import UserError, did_you_mean
+from kinkajou.hub import answers, is_path
 
 __all__ = [
     "BadRow",
@@ -150,8 +151,8 @@ def _all_bad(source: str, count: int, place: str, fault: RowFault) -> UserError:
 
 
 def _is_local(source: str) -> bool:
-    """False for a hub id: owner/name, with no such path and no suffix of a data file."""
-    if os.path.lexists(source) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source):
+    """False for a hub id: owner/name, with no such path or folder and no suffix of a data file."""
+    if os.path.lexists(source) or is_path(source) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source):
         return True
     try:
         suffix_of(source)
@@ -239,6 +240,8 @@ def _hub(source: str, subset: str | None) -> Iterator[tuple[Records, Callable[[]
 
 def _hub_table(source: str, subset: str | None) -> Any:
     either = f"{source}: no such file, and as a hub id "
+    if not answers():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: then the cache alone is asked, not a minute of retries
     try:
         hub: Any = importlib.import_module("datasets")
     except ImportError:

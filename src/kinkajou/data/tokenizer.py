@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from kinkajou.data.template_probe import check_template
 from kinkajou.data.templates import TEMPLATES
 from kinkajou.errors import UserError
+from kinkajou.hub import from_disk
 from kinkajou.untrusted import check_tokenizer
 
 TemplateName = Literal["auto", "tokenizer", "alpaca", "human_assistant", "plain"]
@@ -64,14 +65,15 @@ def load_tokenizer(source: str, *, template: TemplateName = "auto") -> tuple[Pre
 
     Raises UserError when the source has no tokenizer or no end token, or `template` is "tokenizer" and it has none.
     """
+    local = from_disk(source)
     check_tokenizer(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local)
     except Exception as fault:  # the library's own kind among them
         raise UserError(
             f"no tokenizer could be read from {source!r}",
             evidence=" ".join(str(fault).split())[:300] or type(fault).__name__,
-            fix="give a folder that holds tokenizer.json (or vocab files) with --tokenizer",
+            fix="give a folder that holds tokenizer.json (or vocab files) (--tokenizer); its config.json is read too",
         ) from None
     name = prepare(tokenizer, template=template, source=source)
     if name == "tokenizer":

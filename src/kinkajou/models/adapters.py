@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from kinkajou.errors import UserError
+from kinkajou.hub import is_path
 from kinkajou.untrusted import check_adapter
 
 TRAINED = "default"
@@ -117,6 +118,8 @@ def adapter_base(folder: str) -> str | None:
     base = check_adapter(Path(folder)).get("base_model_name_or_path")
     if not base or not isinstance(base, str):
         raise UserError(f"{path} does not name its base model", fix="set base_model_name_or_path in it")
+    if is_path(base) and not Path(base).is_dir():
+        raise UserError(f"{path} names a base model that is not there", evidence=base, fix="correct the path in it")
     return base
 
 

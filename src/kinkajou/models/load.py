@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from kinkajou.errors import UserError
+from kinkajou.hub import from_disk
 from kinkajou.models import adapters, attention, bloom
 from kinkajou.models.folder import SHARD, write_weights
 from kinkajou.models.forward import Dtype, LanguageModel, PackedModel, ScalarModel, pack
@@ -146,9 +147,11 @@ def read_settings(source: str) -> PreTrainedConfig:
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"{source} holds no model", evidence="there is no config.json in it")
+    local = from_disk(source)
     check_settings(source)
     try:
-        return cast(PreTrainedConfig, AutoConfig.from_pretrained(source, trust_remote_code=False))
+        found = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local)
+        return cast(PreTrainedConfig, found)
     except (StrictDataclassError, ZeroDivisionError, TypeError) as fault:
         raise UserError(
             f"the settings of the model {source!r} are broken",
@@ -185,6 +188,7 @@ def read_weights(source: str, config: PreTrainedConfig, *, scalar: bool) -> tupl
                 attn_implementation=interface(config),
                 trust_remote_code=False,
                 use_safetensors=True,
+                local_files_only=from_disk(source),
                 output_loading_info=True,
             )
     except MemoryError:
@@ -200,6 +204,10 @@ def read_weights(source: str, config: PreTrainedConfig, *, scalar: bool) -> tupl
     if missing - {"score.weight"}:
         names = sorted(missing)
         raise UserError(f"{source} lacks weights of a {config.model_type} model", evidence=", ".join(names[:5]))
+    # The sum needs no second copy; it may overflow where every number is finite.
+    sums = ((name, param) for name, param in module.named_parameters() if not param.sum().isfinite())
+    if bad := [name for name, param in sums if name not in missing and not param.isfinite().all()]:
+        raise UserError(f"the weights of {source} hold NaN or infinity", evidence=", ".join(bad[:5]))
     return cast(nn.Module, module), missing
 
 

@@ -1,0 +1,90 @@
+"""Wrong inputs drawn by Hypothesis, a few of each batch of benchmarks/bad_inputs.py; models that are not there."""
+
+import time
+from pathlib import Path
+
+import pytest
+from benchmarks.bad_inputs import BATCHES, campaign
+from benchmarks.wrong.cases import Case, Good, tried
+from safetensors.torch import load_file, save_file
+
+from kinkajou import hub
+from kinkajou.cli import main
+from kinkajou.errors import UserError
+from kinkajou.models.load import load_language_model
+from small import Small
+from tiny import save_source, tiny_tokenizer
+
+COUNTS = {
+    "rows": 20,
+    "tables": 8,
+    "files": 20,
+    "places": 10,
+    "damage": 15,
+    "settings": 25,
+    "combinations": 8,
+    "models": 15,
+}
+
+
+@pytest.mark.parametrize("batch", COUNTS)
+def test_every_wrong_input_is_answered(batch: str, small: Small, tmp_path: Path) -> None:
+    good = Good(small.policy, small.judge, small.chats, small.pairs, small.pairs, small.prompts)
+    answers = campaign(BATCHES[batch][1], COUNTS[batch], seed=1, good=good, folder=tmp_path)
+    assert len(answers) >= COUNTS[batch] // 2
+    slow = [fault for answer in answers for fault in answer.faults if fault.endswith(" s")]
+    faults = [(a.case.kind, a.faults, a.case.arguments, a.said) for a in answers if {*a.faults} - {*slow}]
+    assert faults == []
+
+
+def test_the_judge_of_cases_sees_what_is_wrong(tmp_path: Path) -> None:
+    def raises(words: list[str]) -> int:
+        raise KeyError("text")
+
+    said = tried(Case("", ["sft"], ["data.jsonl"]), raises, tmp_path).faults
+    assert "traceback: KeyError" in said[0]
+    assert tried(Case("", ["sft"]), lambda words: 0, tmp_path).faults == ("exit code 0",)
+    assert tried(Case("", ["sft"], ["a.jsonl:3"]), lambda words: main(["sft"]), tmp_path).faults == (
+        "not named: a.jsonl:3",
+    )
+
+
+def test_a_bad_record_inside_data_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kinkajou.data.sources import read_prompts
+
+    monkeypatch.chdir(tmp_path)
+    Path("a.json").write_text('{"v": NaN, "data": [{"prompt": "a"}, {"prompt": "b", "n": NaN}, {"prompt": "c"}]}')
+    found = read_prompts("a.json", bad_rows="skip")
+    assert [prompt.messages[0].content for prompt in found.rows] == ["a", "c"]
+    assert [bad.place for bad in found.skipped] == ["a.json:record 2"]
+
+
+@pytest.mark.parametrize("name", ["./gone", "/no/such/model", "~/gone", "a/b/c", "there/gone"])
+def test_a_path_is_never_asked_for_at_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(hub, "answers", lambda: pytest.fail("the hub was asked"))
+    with pytest.raises(UserError, match="there is no folder"):
+        hub.from_disk(name)
+
+
+def test_a_hub_that_does_not_answer_costs_no_minute(monkeypatch: pytest.MonkeyPatch, small: Small) -> None:
+    for name in (*hub.PROXIES, "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    start = time.monotonic()
+    assert hub.from_disk("some/body")
+    assert main(["sft", "--model", "some/body", "--data", small.chats, "--output", "run"]) == 2
+    assert time.monotonic() - start < 5
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    save_source(tmp_path, AutoModelForCausalLM, "llama", tiny_tokenizer())
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="NaN or infinity") as fault:
+        load_language_model(str(tmp_path), tiny_tokenizer())
+    assert "model.norm.weight" in str(fault.value)

@@ -167,7 +167,7 @@ def test_the_smaller_micro_batch_goes_through_a_resume(small: Small, tmp_path: P
     try:
         want = small.run("ppo", tmp_path / "whole", **common)
         faults.arm("update.forward:2:oom,step.logged:3:raise")
-        with pytest.raises(RuntimeError, match="asked for at step.logged"):
+        with pytest.raises(RuntimeError, match=r"asked for at step.logged"):
             small.run("ppo", tmp_path / "run", **common)
     finally:
         faults.arm("")

@@ -152,6 +152,20 @@ def test_it_goes_on_in_another_folder(names_checkpoint: bool, small: Small, tmp_
     assert steps_kept(second) == [4, 5]
 
 
+def test_the_best_goes_along_into_another_folder(small: Small, tmp_path: Path) -> None:
+    """Nothing is learnt, so step 0 stays the best."""
+    changes = {"eval_prompts": small.held_out, "eval_every": 1, "keep_best": "score", "save_every": 3, "steps": 3}
+    rule = {"reward": "rule:mentions:w5,w6,w7,w8", "lr": 0.0, "kl_coef": 0.0}
+    small.run("grpo", tmp_path / "first", **changes, **rule)
+    best = (tmp_path / "first" / "best.json").read_text()
+    small.run("grpo", tmp_path / "second", resume=str(tmp_path / "first"), **changes, **rule)
+    assert (tmp_path / "second" / "best.json").read_text() == best
+    kept = tmp_path / "second" / "checkpoints" / f"step-{json.loads(best)['step']:06d}"
+    assert (kept / "model.safetensors").is_file()
+    done = json.loads((tmp_path / "second" / "done.json").read_text())
+    assert done["checkpoint"] == kept.name
+
+
 def test_an_earlier_step_of_its_own(small: Small, tmp_path: Path) -> None:
     """What came later is forgotten only where that was asked for."""
     run = tmp_path / "run"

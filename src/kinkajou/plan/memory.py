@@ -33,10 +33,6 @@ class Memory:
     standing: Phase
     """What lies there between two steps."""
     phases: tuple[Phase, ...]
-    copied: float = 0.0
-    """Bytes that a checkpoint takes of the main process's main memory while it is written, beside all the rest."""
-    stored: float = 0.0
-    """Bytes of a checkpoint on the disk."""
 
     @property
     def device_owner(self) -> Phase:
@@ -378,19 +374,7 @@ class Books:
         phases.append(self.update(main, self.policy))
         if self.critic:
             phases.append(self.update("critic update", self.critic))
-        return Memory(self.standing(), tuple(phases), *self.checkpoint())
-
-    def checkpoint(self) -> tuple[float, float]:
-        """Whole trained weights, their moving average, both moments of Adam (its own shards, where there are any);
-        adapters are folded into whole weights on the way to the disk."""
-        copied, stored = 0.0, 0.0
-        for name, model in self.trained.items():
-            models = 2 if self.job.average and name == "policy" else 1
-            exact = model.learning if self.job.how.lora_rank else 0
-            weights = models * 4.0 * (model.whole - model.adapted + exact)
-            copied += weights + 8.0 * model.held_learning
-            stored += weights + 8.0 * model.learning
-        return copied, stored
+        return Memory(self.standing(), tuple(phases))
 
 
 def memory_of(job: Job, *, memory: float | None = None) -> Memory:

@@ -1,6 +1,7 @@
 """Checkpoints of a run: written behind the training's back, thinned out, and found again when the run goes on."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -127,6 +128,19 @@ class Checkpoints:
             bests = {place: self._best_of(place) for place in places}
             stay = staying(places, bests, self.keep, newest=1 if over else NEWEST)
             self.shelf.prune({*stay, *(place for place in self.shelf.places() if place > upto)})
+
+    def best_from(self, source: Path, told: Mapping[str, Any] | None) -> tuple[Best | None, list[str]]:
+        """The best so far of the run in that folder, which this one then has too; what to say where it is gone."""
+        best = Best(**told) if told else None
+        if best is None:
+            return None, []
+        place = Place(best.step)
+        there, here = source / self.shelf.folder.name / place.name, self.folder(place)
+        if not there.is_dir():
+            return None, [f"the best checkpoint so far, {there}, is gone: the next evaluation begins anew"]
+        if there != here and self.strategy.main:
+            shutil.copytree(there, here, dirs_exist_ok=True)
+        return best, []
 
     def forget_after(self, now: Place) -> None:
         """What was made after a step from which the run is made again."""

@@ -46,29 +46,30 @@ def fit(
         return collate(share(order.batch(step - 1), rank=s.rank, world=s.world))
 
     batches = made_ahead(batch_of, range(run.behind + 1, run.total + 1), s.device)
-    for step in run.steps():
-        lr = lr_at(step - 1, run.total, peak=optim.lr, warmup=optim.warmup, schedule=optim.schedule)
-        set_lr(optimizer, lr)
-        with run.phase("data"):
-            batch = next(batches)
-        with run.phase("train"):
-            if prepare:
-                batch = prepare(step - 1, batch)
-            metrics = update(
-                s,
-                model,
-                optimizer,
-                [Objective(batch, loss_fn)],
-                tokens_per_microbatch=run.budget,
-                max_norm=optim.max_norm,
-                guard=run.guard,
-            )
-        run.count_tokens("train", batch.lengths.sum())
-        metrics |= {"lr": lr, "epoch": step / order.batches_per_epoch}
-        if evaluate and (run.due(run.settings.eval_every) or step == run.total):
-            metrics |= evaluate()
-        run.end_step(metrics)
-    return run.finish()
+    with run:
+        for step in run.steps():
+            lr = lr_at(step - 1, run.total, peak=optim.lr, warmup=optim.warmup, schedule=optim.schedule)
+            set_lr(optimizer, lr)
+            with run.phase("data"):
+                batch = next(batches)
+            with run.phase("train"):
+                if prepare:
+                    batch = prepare(step - 1, batch)
+                metrics = update(
+                    s,
+                    model,
+                    optimizer,
+                    [Objective(batch, loss_fn)],
+                    tokens_per_microbatch=run.budget,
+                    max_norm=optim.max_norm,
+                    guard=run.guard,
+                )
+            run.count_tokens("train", batch.lengths.sum())
+            metrics |= {"lr": lr, "epoch": step / order.batches_per_epoch}
+            if evaluate and (run.due(run.settings.eval_every) or step == run.total):
+                metrics |= evaluate()
+            run.end_step(metrics)
+        return run.finish()
 
 
 def kept_of_fit(

@@ -50,7 +50,7 @@ def train_grpo(cfg: GRPOConfig, inputs: RLInputs) -> Path:
     check_divisible(cfg, samples, s)
     parts = load_parts(cfg, inputs, s)
     run = Run("grpo", cfg, s, total=cfg.algo.steps, shown=SHOWN, kept=parts.kept, budget=parts.budget)
-    with closing(parts.engine):
+    with closing(parts.engine), run:
         parts.engine.load(parts.weights(s, frozen=True))
         before_steps(run, cfg, parts)
         for step in run.steps():

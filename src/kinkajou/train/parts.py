@@ -107,8 +107,7 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
     longest = max(len(task.tokens) for task in (*tasks, *held_out))
     setup.check_context(language, longest + cfg.rollout.max_new_tokens)
     actor = with_critic(cfg, language, source)
-    shared = isinstance(actor, ActorCritic)
-    ready = scorers_on_backbone(cfg, language, source, say) if shared else {}
+    ready = scorers_on_backbone(cfg, language, source, say) if isinstance(actor, ActorCritic) else {}
     engine_model = sampled_from(cfg, language, s)
     policy = s.wrap(actor)
     optimizer = adamw(actor, lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
@@ -120,25 +119,12 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
     judge = judge_of(cfg, cfg.judge.reward, form, s, ready, budget=budget)
     preflight.before_run(cfg, form, inputs, preflight.uncounted(task.tokens for task in tasks), say=say, judge=judge)
 
-    head = actor.head if isinstance(actor, ActorCritic) else None
-    kept = Kept(
-        [
-            ModelFolder("policy", "", language, form, lora=cfg.base.lora_save, head=head),
-            OptimizerState("optimizer", optimizer, actor),
-            RandomState(),
-        ],
-        numbers={"rl": state},
-        made_from=sources_of(cfg, source, state, form) | {"prompts": digest_of(tasks, held_out, inputs.ptx)},
-    )
-    if average:
-        kept.items.append(ModelFolder("ema", "ema", language, form, lora=cfg.base.lora_save, average=average))
-    if head:
-        kept.items.append(Weights(HEAD, {"score.weight": head.weight}))
-
     engine = make_engine(cfg, engine_model, form, s)
+    kept = kept_of(cfg, actor, optimizer, average, form)
     if cfg.engine.max_staleness:
         kept.items.append(BegunAhead(cast(AheadEngine, engine)))
-
+    kept.numbers["rl"] = state
+    kept.made_from |= sources_of(cfg, source, state, form) | {"prompts": digest_of(tasks, held_out, inputs.ptx)}
     return RLParts(
         form=form,
         policy=policy,
@@ -157,6 +143,29 @@ def load_parts(cfg: RLConfig, inputs: RLInputs, s: Strategy) -> RLParts:
         kept=kept,
         budget=budget,
     )
+
+
+def kept_of(
+    cfg: RLConfig,
+    actor: LanguageModel | ActorCritic,
+    optimizer: Optimizer,
+    average: MovingAverage | None,
+    form: ChatFormat,
+) -> Kept:
+    """What all policy-gradient methods keep of their policy."""
+    language, head = (actor.language, actor.head) if isinstance(actor, ActorCritic) else (actor, None)
+    kept = Kept(
+        [
+            ModelFolder("policy", "", language, form, lora=cfg.base.lora_save, head=head),
+            OptimizerState("optimizer", optimizer, actor),
+            RandomState(),
+        ]
+    )
+    if average:
+        kept.items.append(ModelFolder("ema", "ema", language, form, lora=cfg.base.lora_save, average=average))
+    if head:
+        kept.items.append(Weights(HEAD, {"score.weight": head.weight}))
+    return kept
 
 
 def with_critic(cfg: RLConfig, language: LanguageModel, source: str) -> LanguageModel | ActorCritic:

@@ -17,6 +17,7 @@ from kinkajou.plan.fitting import Room, fits, largest, on_machine, planned, reme
 from kinkajou.plan.job import Job
 from kinkajou.plan.memory import Books, Memory
 from kinkajou.plan.rates import Machine, Times, machine, times_of
+from kinkajou.plan.saving import saving_of
 from kinkajou.plan.simulate import Change, Simulation, as_row, lines, settings_of
 from kinkajou.train import plan_page
 from kinkajou.train.plan_job import job_of
@@ -112,7 +113,7 @@ def as_json(made: Plan) -> dict[str, Any]:
         "fits": made.fits,
         "device": {"peak": memory.device_peak, "owner": memory.device_owner.name, "memory": made.room.memory},
         "host": {"peak": round(on_machine(job, memory)), "owner": memory.host_owner.name, "memory": made.room.host},
-        "checkpoint": {"disk": round(memory.stored), "host": round(memory.copied)},
+        "checkpoint": {name: round(x) for name, x in saving_of(job)._asdict().items()},
         "standing": phase_of(memory.standing),
         "phases": {phase.name: phase_of(phase) for phase in memory.phases},
         "estimate": {"machine": made.machine.name, "seconds": made.times.phases, "tokens": made.times.tokens},

@@ -10,6 +10,7 @@ from kinkajou.plan.fitting import RESERVED, Proposal, Room, excess, on_machine
 from kinkajou.plan.job import Job
 from kinkajou.plan.memory import Memory, Phase
 from kinkajou.plan.rates import REACHED, Machine, Times
+from kinkajou.plan.saving import saving_of
 from kinkajou.train.tables import grid, head
 
 NAMES = {"sft": "SFT", "reward": "reward model", "prefer": "preferences", "ppo": "PPO", "grpo": "GRPO"}
@@ -25,9 +26,10 @@ def page(job: Job, room: Room, machine: Machine, memory: Memory, times: Times, m
         yield parts(phases, [phase.host for phase in phases])
     yield Text()
     yield from verdict(job, room, memory)
+    saving = saving_of(job)
     yield Text(
-        f"a checkpoint: {size(memory.stored)} on the disk; its copy in the main memory of the first process, "
-        f"{size(memory.copied)} beside the rest, while it is written"
+        f"a checkpoint: {size(saving.disk)} on the disk; its copy in the main memory of the first process, "
+        f"{size(saving.host)} beside the rest, while it is written"
     )
     source = "measured rates" if machine.measured else f"data sheets, {REACHED:.0%} of the products they promise"
     yield head(f"Time of a step on {machine.name}, an estimate from {source}")

@@ -52,7 +52,7 @@ def train_ppo(cfg: PPOConfig, inputs: RLInputs) -> Path:
     parts = load_parts(cfg, inputs, s)
     critic, ptx = load_critic(cfg, parts, s), ptx_batches(cfg, inputs, parts.form, s)
     run = Run("ppo", cfg, s, total=cfg.algo.steps, shown=SHOWN, kept=parts.kept, budget=parts.budget)
-    with closing(parts.engine):
+    with closing(parts.engine), run:
         parts.engine.load(parts.weights(s, frozen=True))
         before_steps(run, cfg, parts)
         for step in run.steps():

@@ -75,9 +75,7 @@ def write_batch(folder: Path, fault: NotFinite, more: Mapping[str, Any]) -> None
     assert fault.scene
     objectives = list({id(objective): objective for objective, _, _ in fault.scene.parts}.values())
     counts = {id(objective): count for objective, count, _ in fault.scene.parts}
-    columns = {
-        f"{i}.{name}": x.cpu().clone() for i, o in enumerate(objectives) for name, x in vars(o.batch).items()
-    }
+    columns = {f"{i}.{name}": x.cpu().clone() for i, o in enumerate(objectives) for name, x in vars(o.batch).items()}
     about = {
         **more,
         "rank": fault.rank,

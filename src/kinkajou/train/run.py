@@ -9,8 +9,9 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from torch import Tensor
@@ -87,6 +88,7 @@ class Run:
         self.budget = budget or budget_of(cfg, strategy, self.say)
         limit = 0 if {"not_finite", ANY} & {*cfg.run.stop_on} else cfg.optim.max_skipped
         self.guard = Guard(limit, tell=self._tell_skip, keep=self._keep_replay)
+        self._open = ExitStack()
         self._round: Round[Any] | None = None
         self._taken_up: tuple[Path, Mapping[str, Any]] | None = None
         self._phase_s: dict[str, float] = {}
@@ -108,6 +110,17 @@ class Run:
             print(f"note: {note}")
         self._saved_at = time.monotonic()
 
+    def __enter__(self) -> "Run":
+        """From here the bar is shown, signals are held, and a checkpoint that is being written is waited for."""
+        self._open.enter_context(self.checkpoints)
+        if self.keep.save_state:
+            self._open.enter_context(self.signals)
+        self._open.enter_context(self.console)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, at: TracebackType | None) -> None:
+        self._open.close()
+
     @property
     def place(self) -> Place:
         """What is behind the weights now."""
@@ -116,15 +129,14 @@ class Run:
     def steps(self) -> Iterator[int]:
         """The steps that are still to be made, from 1; the bar moves with them."""
         self.console.first = self.behind
-        with self.console, self.signals if self.keep.save_state else nullcontext(), self.checkpoints:
-            faults.reached("run.start")
-            for step in range(self.behind + 1, self.total + 1):
-                self.step = step
-                self.watcher.step(step)
-                if faults.reached("step.start") == "draw":
-                    draw()
-                yield step
-            self.watcher.step(self.total + 1)
+        faults.reached("run.start")
+        for step in range(self.behind + 1, self.total + 1):
+            self.step = step
+            self.watcher.step(step)
+            if faults.reached("step.start") == "draw":
+                draw()
+            yield step
+        self.watcher.step(self.total + 1)
 
     def due(self, every: int) -> bool:
         """Whether something that happens every N steps (0: never) happens now."""
@@ -148,6 +160,8 @@ class Run:
                 yield
         except NotFinite as fault:
             self.logs.append(FINDINGS, finding_of(fault, self.step, level="error").line)
+            if not self.guard.moved:
+                self.save_before_stop()
             raise
         self._phase_s[name] = self._phase_s.get(name, 0.0) + time.monotonic() - start
 
@@ -196,6 +210,7 @@ class Run:
         votes = [self.signals.asked == 15, self.signals.asked == 2, self.writes and late, *self.checkpoints.flags]
         term, interrupt, late, busy, failed = (x > 0 for x in self.strategy.agree(votes))
         self.checkpoints.go_on(busy, failed)
+        self.guard.moved = False
         if lock := LOCK.get():
             lock.beat()
         if due or late or term or interrupt:
@@ -231,10 +246,9 @@ class Run:
 
     def finish(self) -> Path:
         """The last checkpoint, and the export if one is asked for; returns the checkpoint to use."""
-        with self.signals:  # nothing is left to stop: it is written, and the run has ended
-            self.save()
-            self.checkpoints.settle()
-            self.checkpoints.thin_out(self.place, over=True)
+        self.save()
+        self.checkpoints.settle()
+        self.checkpoints.thin_out(self.place, over=True)
         for finding in self.diagnosis.unwritten():
             self.logs.append(FINDINGS, finding.line)
         chosen = self.checkpoints.folder(Place(self.best.step) if self.best else self.place)
@@ -338,17 +352,15 @@ class Run:
         assert place
         source = found.parent.parent
         self.behind = self.step = place.step
-        self.best = Best(**run["best"]) if run["best"] else None
         self.started -= clock["elapsed_s"]
-        said: list[str] = []
+        self.best, said = self.checkpoints.best_from(source, run["best"])
         if self.writes:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            said = self.logs.cut({**run["logs"], TIMING: clock.get(TIMING, 0)}, source)
+            said += self.logs.cut({**run["logs"], TIMING: clock.get(TIMING, 0)}, source)
             (self.folder / "done.json").unlink(missing_ok=True)
-            if source == self.folder:
-                write_best(self.folder, self.best)
-                if self.keep.from_step is not None:
-                    self.checkpoints.forget_after(place)
+            write_best(self.folder, self.best)
+            if source == self.folder and self.keep.from_step is not None:
+                self.checkpoints.forget_after(place)
         numbers = run["numbers"]
         if "tokens_per_microbatch" in rounded:  # the new setting holds
             numbers.pop("budget", None)

@@ -25,9 +25,12 @@ class Guard:
 
     def __init__(self, limit: int, *, tell: Callable[[NotFinite, int], None], keep: Callable[[NotFinite], str]) -> None:
         self.limit, self.tell, self.keep, self.skips = limit, tell, keep, Skips()
+        self.moved = False
+        """Whether weights have moved since the run could last be stopped."""
 
     def taken(self, name: str) -> None:
         """A step with finite numbers."""
+        self.moved = True
         self.skips.in_a_row.pop(name, None)
 
     def left_out(self, name: str, fault: NotFinite, *, hopeless: bool = False) -> None:

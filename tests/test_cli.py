@@ -309,3 +309,19 @@ def test_an_interrupt_ends_quietly(small: Small, tmp_path: Path) -> None:
     assert re.search(r"stopped by SIGINT; saved: run/checkpoints/step-\d+; the same command goes on", said)
     assert "Traceback" not in said
     assert all("loss" in json.loads(line) for line in log.read_text().splitlines())
+
+
+def test_the_reader_of_the_output_leaves(small: Small, tmp_path: Path) -> None:
+    """`kinkajou sft ... | head -1`: the run is made to its end."""
+    command = [sys.executable, "-m", "kinkajou", *sft(small), "--log_every", "1"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert job.stdout
+    assert job.stderr
+    with job.stderr:
+        job.stdout.readline()
+        job.stdout.close()
+        said = job.stderr.read()
+        assert job.wait(timeout=200) == 0
+    assert said.strip() == "note: nobody reads the output any more; the work goes on"
+    assert (tmp_path / "run" / "done.json").is_file()

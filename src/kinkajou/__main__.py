@@ -3,9 +3,11 @@
 import sys
 
 from kinkajou.cli import main as run
+from kinkajou.output import endure
 
 
 def main() -> None:
+    endure()
     sys.exit(run())
 
 

@@ -42,6 +42,9 @@ class Signals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if isinstance(fault, RuntimeError) and signal.SIGTERM in self._before and "TORCHELASTIC_RUN_ID" in os.environ:
+            # When a rank is lost torchrun ends the others, and this one has yet to say which.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self._before = {}
 
     def _take(self, number: int, frame: FrameType | None) -> None:

@@ -66,7 +66,7 @@ CAMPAIGNS = {
         "kill -9 of one of two ranks under torchrun",
     ),
     "stall": Campaign(
-        lambda folder, given: stall.jobs(folder, rounds=4), stall.right, stall.summary, "what checkpoints cost"
+        lambda folder, given: stall.jobs(folder, rounds=3), stall.right, stall.summary, "what checkpoints cost"
     ),
 }
 

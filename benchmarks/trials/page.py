@@ -89,9 +89,10 @@ def of_stall() -> str:
     rows = [
         ["weights", f"{both['trials'][0]['weights'] / 1e6:.1f} M"],
         ["a step", f"{found['step_s']:.2f} s"],
-        ["ten steps without a save", f"{found['quiet_block_s']:.2f} s"],
-        ["ten steps with one", f"{found['saving_block_s']:.2f} s"],
-        ["time lost", f"{found['lost_share']:.1%}"],
+        ["three steps without a save", f"{found['quiet_block_s']:.2f} s"],
+        ["three steps after one, its copying included", f"{found['saving_block_s']:.2f} s"],
+        ["time lost by a save", f"{found['lost_s']:.2f} s"],
+        ["share of ten steps", f"{found['lost_share']:.1%}"],
     ]
     writes = [
         [f"{row['megabytes']} MB", f"{row['plain_ms']:.1f} ms", f"{row['safe_ms']:.1f} ms"]

@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from kinkajou.checkpoint.place import Place
 from kinkajou.checkpoint.shelf import Shelf
 
-BLOCK = 10
-"""Steps between two readings of the clock; every second of them is a save."""
-WORDS, LENGTH, ROWS, BATCH = 22_000, 128, 64, 8
+BLOCK, EVERY = 3, 10
+"""Steps of a block, every second of which begins with a save; and the steps between saves that are asked about."""
+WORDS, LENGTH, ROWS, BATCH = 22_000, 128, 64, 32
+"""The usual batch, of short chats."""
 SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 8}
 SIZES_MB = (1, 16, 64, 600)
 ROUNDS = 9
@@ -95,12 +96,14 @@ def recipe(world: Path, output: Path, *, steps: int, behind: bool) -> str:
 
 def stall_summary(found: dict[str, list[float]]) -> dict[str, Any]:
     saving, quiet = (statistics.median(found[kind]) for kind in ("saving", "quiet"))
+    step = quiet / BLOCK
     return {
         "blocks": sum(map(len, found.values())),
-        "step_s": round(quiet / BLOCK, 3),
+        "step_s": round(step, 3),
         "saving_block_s": round(saving, 3),
         "quiet_block_s": round(quiet, 3),
-        "lost_share": round(saving / quiet - 1, 4),
+        "lost_s": round(saving - quiet, 3),
+        "lost_share": round((saving - quiet) / (EVERY * step), 4),
     }
 
 

@@ -39,23 +39,35 @@ def of_ranks() -> str:
     found = figures("ranks")["summary"]
     rows = [
         ["trials on 2 ranks, ddp, torchrun", found["trials"]],
+        ["inside the write of a checkpoint", sum(n for p, n in found["points"].items() if p.startswith("save."))],
         ["jobs lost", found["lost"]],
         ["ends that differ in any byte", found["different"]],
-        ["slowest end of the whole job after its start", f"{found['slowest_s']:.1f} s"],
+        ["longest life of a job, from its start to the end of its last process", f"{found['slowest_s']:.1f} s"],
     ]
     return table(["kill -9 of a rank", ""], rows)
 
 
 def of_mutants() -> str:
-    rows = [[row["name"], row["variant"], row["caught"]] for row in figures("mutants")["trials"]]
+    both = figures("mutants")["trials"]
+    rows = [[row["name"], row["variant"], row["caught"]] for row in both if not row["control"]]
+    equal = sum(row["control"] and not row["caught"] for row in both)
+    rows.append([f"nothing ({equal} controls)", "each of these", "equal"])
     return table(["dropped when the run goes on", "run", "caught by"], rows)
+
+
+NAMES = {
+    "term": "SIGTERM",
+    "int": "SIGINT",
+    "term twice": "SIGTERM, and again 2 ms later",
+    "kill": "SIGKILL at any moment",
+}
 
 
 def of_stops() -> str:
     rows = []
     for name, found in figures("stops")["summary"].items():
         codes = ", ".join(f"{code}: {number}" for code, number in found["codes"].items())
-        rows.append([name, found["trials"], found["right"], codes, f"{found['slowest_s']:.2f} s"])
+        rows.append([NAMES[name], found["trials"], found["right"], codes, f"{found['slowest_s']:.2f} s"])
     return table(["signal", "trials", "right", "exit codes", "slowest end"], rows)
 
 

@@ -1,12 +1,23 @@
 """One piece of work at a time in a thread beside the training; its fault comes out where the training asks."""
 
+import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+NICE = 19
+
+
+def step_back() -> None:
+    """The training's threads come first: on a CPU hashing and writing take only what they leave."""
+    if sys.platform == "linux":  # where priorities are those of threads
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 class Behind:
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=step_back)
         self._work: Future[None] | None = None
 
     @property

@@ -125,7 +125,10 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
     for name, value in settings_in(config):
         if "_implementation" in name and isinstance(value, str) and not re.fullmatch(r"\w+", value):
             raise refused(path, f"{name} is {value[:60]!r}, which names code to fetch")
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, bool):
+            if re.fullmatch(r"(num|n)_\w+|(?!use_|is_)\w+_(size|dim|positions|heads|layers)|max_\w+", name):
+                raise refused(path, f"{name} is {str(value).lower()}; it must be a number")
+        elif isinstance(value, int):
             for ending, largest in LARGEST.items():
                 if value > largest and re.search(f"(?:{ending})$", name):
                     raise refused(path, f"{name} is {value:,}; the largest that is read is {largest:,}")

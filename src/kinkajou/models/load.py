@@ -1,6 +1,7 @@
 """Models from folders, hub ids and presets; every load is checked before it is used."""
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -49,6 +50,12 @@ class LoadOptions:
 
 
 DEFAULTS = LoadOptions()
+BUFFERS = r"\.(inv_freq|masked_bias|attn\.bias|attention\.bias)$"
+HARMLESS = {
+    False: re.compile(rf"^(score|v_head)\.|{BUFFERS}"),
+    True: re.compile(rf"(^|\.)lm_head\.|^v_head\.|{BUFFERS}"),
+}
+"""Weights that may be left in the files: the head of the other kind of model, and what is computed anew."""
 
 
 def find_model(source: str) -> str:
@@ -204,6 +211,12 @@ def read_weights(source: str, config: PreTrainedConfig, *, scalar: bool) -> tupl
     if missing - {"score.weight"}:
         names = sorted(missing)
         raise UserError(f"{source} lacks weights of a {config.model_type} model", evidence=", ".join(names[:5]))
+    if other := sorted(name for name in report["unexpected_keys"] if not HARMLESS[scalar].search(name)):
+        raise UserError(
+            f"{source} holds weights that the model of its config.json does not have",
+            evidence=f"{len(other):,}, among them {', '.join(other[:5])}",
+            fix="take the config.json that the weights came with; has it fewer layers than they?",
+        )
     # The sum needs no second copy; it may overflow where every number is finite.
     sums = ((name, param) for name, param in module.named_parameters() if not param.sum().isfinite())
     if bad := [name for name, param in sums if name not in missing and not param.isfinite().all()]:

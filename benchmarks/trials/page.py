@@ -65,7 +65,7 @@ NAMES = {
 
 def of_stops() -> str:
     rows = []
-    for name, found in figures("stops")["summary"].items():
+    for name, found in ((name, x) for name, x in figures("stops")["summary"].items() if x["trials"]):
         codes = ", ".join(f"{code}: {number}" for code, number in found["codes"].items())
         rows.append([NAMES[name], found["trials"], found["right"], codes, f"{found['slowest_s']:.2f} s"])
     return table(["signal", "trials", "right", "exit codes", "slowest end"], rows)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from reading import GOOD, USER, packed, refused, said, turns, write_jsonl
 
+from kinkajou.data import sources
 from kinkajou.data.sources import (
     BadRow,
     read_chats,
@@ -293,7 +294,8 @@ def test_whole_file_refused(here, name, data, problem):
         assert refused(read_prompts, name, bad_rows=mode).problem.startswith(problem)
 
 
-def test_csv_rows_refused(here):
+def test_csv_rows_refused(here, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_BAD_SHARE", 1.0)
     Path("a.csv").write_text('prompt,n\nok,1\none, two,2\nthree\n"lost,4\nok,5\nsix"x,6\nok,7\nx\0,8\n')
     found = read_prompts("a.csv", bad_rows="skip")
     assert [prompt.place for prompt in found.rows] == ["a.csv:2", "a.csv:8"]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from reading import ANSWER, GOOD, HH, PAIR, READERS, USER, packed, refused, said, write_jsonl
 
+from kinkajou.data import sources
 from kinkajou.data.sources import (
     BadRow,
     Chat,
@@ -81,7 +82,25 @@ def test_no_good_row_shows_the_first(here):
     assert error.evidence == "the row has: instruction"
 
 
-def test_max_rows_counts_good_rows_and_stops_reading(here):
+def test_more_than_one_bad_row_in_a_hundred_is_an_error(here):
+    for good, bad, told in (
+        (299, 3, ""),
+        (297, 3, ""),
+        (296, 3, "3 of 299 rows"),
+        (3, 1, ""),
+        (98, 2, "2 of 100 rows"),
+    ):
+        source = write_jsonl("a.jsonl", *[GOOD] * (good - 1), *[{"instruction": "Hi"}] * bad, GOOD)
+        if told:
+            error = refused(read_chats, source, bad_rows="skip")
+            assert error.problem == f"a.jsonl: {told} are bad; 1% may be skipped"
+            assert f'a.jsonl:{good} (missing field "output")' in error.evidence
+        else:
+            assert len(read_chats(source, bad_rows="skip").skipped) == bad
+
+
+def test_max_rows_counts_good_rows_and_stops_reading(here, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_BAD_SHARE", 1.0)
     rows = [GOOD | {"output": str(number)} for number in range(5)]
     source = write_jsonl("a.jsonl", rows[0], {}, *rows[1:], {})
     found = read_chats(source, max_rows=2, bad_rows="skip")
@@ -220,7 +239,8 @@ def real(path):
         ("prompts", "prompts/countdown_train/train.parquet", 8001, {}),
     ],
 )
-def test_real_file(kind, path, good, bad):
+def test_real_file(kind, path, good, bad, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_BAD_SHARE", 1.0)
     if path.endswith(".parquet"):
         pytest.importorskip("pyarrow")
     found = READERS[kind](real(path), bad_rows="skip")

@@ -92,7 +92,7 @@ class DataConfig:
     max_rows: int | None = None
     """Use the first N good records."""
     bad_rows: Literal["error", "skip"] = "error"
-    """Stop at a bad record, or skip it and count it."""
+    """Stop at a bad record, or skip it and count it; more than 1 % bad records stop the command all the same."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_rows")

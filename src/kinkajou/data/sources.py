@@ -38,6 +38,8 @@ __all__ = [
 
 R = TypeVar("R", covariant=True)
 OnBadRow: TypeAlias = Literal["error", "skip"]
+MAX_BAD_SHARE = 0.01
+"""Of the rows read; one bad row may be skipped in any file.  Above this, what wrote the file is broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ def read_chats(
     `source` is a .json, .jsonl, .ndjson or .csv file (each also .gz), a .parquet file, or a hub id
     "owner/name" where no such path exists. `subset` keeps the rows whose field "subset" says so; of a hub id
     it is the configuration, split or folder. `max_rows` keeps the first good rows. UserError for anything
-    that is not sound data: with `bad_rows="skip"` bad rows are set aside instead, unless no row is good.
+    that is not sound data: with `bad_rows="skip"` bad rows are set aside instead, unless no row is good or more
+    than 1 % of the rows (and more than one) are bad.
     """
     return _read(source, build_chat, subset, max_rows, bad_rows)
 
@@ -128,6 +131,13 @@ def _read(
                 break
         if not rows and first is not None:
             raise _all_bad(source, len(skipped), *first)
+        if len(skipped) > max(1, MAX_BAD_SHARE * (len(rows) + len(skipped))):
+            raise UserError(
+                f"{source}: {len(skipped):,} of {len(rows) + len(skipped):,} rows are bad; "
+                f"{MAX_BAD_SHARE:.0%} may be skipped",
+                evidence=describe_skipped(skipped),
+                fix="mend these rows or take them out; is it the right file?",
+            )
         if not rows:
             raise UserError(f"{source}: no rows", fix="the source is empty: look at what wrote it")
         return Rows(tuple(rows), tuple(skipped), sha256())

@@ -162,7 +162,9 @@ def test_a_function_that_gives_nan_at_times(
     """Without any fault point: a user's own reward."""
     monkeypatch.chdir(tmp_path)
     code = "seen = []\ndef f(completions, **rest):\n    seen.append(1)\n"
-    code += "    return [float('nan') if len(seen) == 2 and i == 1 else len(c) % 7 for i, c in enumerate(completions)]\n"
+    code += (
+        "    return [float('nan') if len(seen) == 2 and i == 1 else len(c) % 7 for i, c in enumerate(completions)]\n"
+    )
     (tmp_path / "scores_n.py").write_text(code)
     rows = small.run("grpo", tmp_path / "run", reward="python:scores_n:f")
     assert [row.get("bad_scores", 0) for row in rows] == [0, 1, 0, 0, 0]

@@ -119,7 +119,7 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, at: TracebackType | None) -> None:
-        self._open.close()
+        self._open.__exit__(kind, fault, at)
 
     @property
     def place(self) -> Place:

@@ -306,6 +306,7 @@ def test_a_reward_model_is_no_language_model_nor_the_reverse(tmp_path: Path) -> 
     load_scalar_model(str(tmp_path / "scoring"), tokenizer, fresh=False)
 
 
-def test_a_name_that_is_nothing_is_refused_with_the_presets(tmp_path: Path) -> None:
+def test_a_name_that_is_nothing_is_refused_with_the_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="llama-tiny"):
-        load_language_model(str(tmp_path / "nowhere"), tiny_tokenizer())
+        load_language_model("nowhere", tiny_tokenizer())

@@ -51,6 +51,9 @@ class ChatFormat:
         self.standins = {word: chr(STANDINS + i) for i, word in enumerate(self.controls)}
         self.control_pattern = re.compile("|".join(map(re.escape, self.controls)))
         self.standin_pattern = re.compile(f"([{chr(STANDINS)}-{chr(STANDINS + len(self.controls))}])")
+        self.boundary = chr(STANDINS + len(self.controls))
+        self.openings = {word[:k] for word in self.controls for k in range(1, len(word))}
+        self.longest = max(map(len, self.openings), default=0)
         self._render = lru_cache(maxsize=64)(self._rendered)  # the two answers of a pair share their prompt's turns
         self.end_word = self._end_word()
         vocabulary = tokenizer.get_vocab()
@@ -171,7 +174,10 @@ class ChatFormat:
             ) from None
 
     def _shield(self, text: str) -> str:
-        return self.control_pattern.sub(lambda found: self.standins[found[0]], text)
+        """A control word as its stand-in; after the beginning of one, a boundary that what follows cannot complete."""
+        held = self.control_pattern.sub(lambda found: self.standins[found[0]], text)
+        opens = any(held[-k:] in self.openings for k in range(1, self.longest + 1))
+        return held + self.boundary if opens else held
 
     def _ids(self, rows: Iterable[Sequence[str]]) -> Iterator[list[list[int]]]:
         """Tokens of each piece of each row; every different piece of a batch goes through the tokenizer once."""
@@ -190,7 +196,7 @@ class ChatFormat:
             index = ord(piece) - STANDINS if len(piece) == 1 else -1
             typed = 0 <= index < len(self.controls)
             words += (self.controls[index][:1], self.controls[index][1:]) if typed else (piece,)
-        return [word for word in words if word]
+        return [word for word in words if word not in ("", self.boundary)]
 
     def _encode(self, words: list[str]) -> list[list[int]]:
         if not words:

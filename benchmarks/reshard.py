@@ -26,7 +26,7 @@ from kinkajou.train.signals import Stopped  # noqa: E402
 from small import Small, make_small, metrics, weights  # noqa: E402
 
 COMMON: dict[str, Any] = {"tokens_per_microbatch": 60, "lr": 1e-4, "warmup": 0.0}
-ROLLED = {"kl_target": 0.5, "epochs": 2, "ema_decay": 0.9}
+ROLLED = {"kl_coef": 0.05, "kl_target": 0.5, "epochs": 2, "ema_decay": 0.9}
 STAGES: dict[str, tuple[dict[str, Any], str]] = {
     "sft": ({"epochs": 1}, "update.after_step:3:term@0"),
     "ppo": ({**ROLLED, "missing_end_penalty": 0.5}, "update.after_step:9:term@0"),

@@ -44,7 +44,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("max_rows", "max_prompts", "tokens_per_microbatch", "tp", "log_every", "sample_every"), COUNT),
     **dict.fromkeys(("batch_size", "prompts_per_step", "max_new_tokens", "workers", "steps", "minibatch_size"), COUNT),
     **dict.fromkeys(("ptx_batch_size", "group_size", "gpus", "per_node", "max_per_prompt", "correction_cap"), COUNT),
-    **dict.fromkeys(("kl_horizon", "start_timeout_s"), COUNT),
+    **dict.fromkeys(("kl_horizon", "start_timeout_s", "collective_timeout_s"), COUNT),
     **dict.fromkeys(("lora_rank", "weight_decay", "save_every", "save_minutes", "save_updates"), NOT_NEGATIVE),
     **dict.fromkeys(("keep_last", "keep_every", "from_step", "seed", "eval_every", "beta", "lr"), NOT_NEGATIVE),
     **dict.fromkeys(("desirable_weight", "undesirable_weight", "simpo_gamma", "cpo_alpha", "top_k"), NOT_NEGATIVE),

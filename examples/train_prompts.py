@@ -101,7 +101,7 @@ def settings(given: Namespace) -> PPOConfig:
         base=coati.base_config(given, pretrain, given.max_seq_len),
         rollout=RolloutConfig(
             prompts=prompts,
-            bad_rows="skip",
+            bad_rows="skip_any",
             prompts_per_step=per_step,
             max_new_tokens=given.max_seq_len - given.max_input_len,
             temperature=1.0,
@@ -156,7 +156,7 @@ def fitted(cfg: PPOConfig) -> PPOConfig:
     from kinkajou.models.load import find_model
 
     form = ChatFormat(load_tokenizer(find_model(cfg.base.model))[0])
-    prompts = read_prompts(cfg.rollout.prompts, bad_rows="skip").rows
+    prompts = read_prompts(cfg.rollout.prompts, bad_rows="skip_any").rows
     room = cfg.base.max_len - cfg.rollout.max_new_tokens
     short = (prompt for prompt in prompts if len(form.prompt(prompt.messages)) <= room)
     usable = len(list(islice(short, cfg.rollout.prompts_per_step)))

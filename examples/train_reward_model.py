@@ -66,7 +66,7 @@ def settings(given: Namespace) -> RewardConfig:
             subset=given.subset,
             max_rows=110 if given.test else None,
             eval_share=10 / 110 if given.test else 0.1,
-            bad_rows="skip",
+            bad_rows="skip_any",
         ),
         optim=OptimConfig(lr=given.lr, warmup=0.0),
         parallel=coati.parallel_config(given),

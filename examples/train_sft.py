@@ -41,7 +41,7 @@ def settings(given: Namespace) -> SFTConfig:
     dataset = coati.need(given, "dataset", "a file of instructions and outputs, or a hub id")
     return SFTConfig(
         base=coati.base_config(given, pretrain, given.max_len),
-        source=DataConfig(data=dataset, max_rows=given.max_datasets_size, bad_rows="skip"),
+        source=DataConfig(data=dataset, max_rows=given.max_datasets_size, bad_rows="skip_any"),
         optim=OptimConfig(lr=given.lr),
         parallel=coati.parallel_config(given),
         keep=coati.keep_config(given),
@@ -53,7 +53,7 @@ def settings(given: Namespace) -> SFTConfig:
 
 def fitted(cfg: SFTConfig) -> SFTConfig:
     first = min(cfg.batch_size, cfg.source.max_rows or cfg.batch_size)
-    rows = len(read_chats(cfg.source.data, max_rows=first, bad_rows="skip").rows)
+    rows = len(read_chats(cfg.source.data, max_rows=first, bad_rows="skip_any").rows)
     return replace(cfg, batch_size=coati.smaller(cfg.batch_size, rows, "records"))
 
 

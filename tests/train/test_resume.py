@@ -152,6 +152,38 @@ def test_it_goes_on_in_another_folder(names_checkpoint: bool, small: Small, tmp_
     assert steps_kept(second) == [4, 5]
 
 
+def test_another_folder_then_goes_on_by_itself(small: Small, tmp_path: Path) -> None:
+    """The same command with --resume: not from the other run's checkpoint again, and never over a third run."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    small.run("sft", first, save_every=1)
+    resumed = {"save_every": 1, "resume": str(first), "from_step": 2}
+    broken_off(small, "sft", second, "step.end:2", **resumed)  # step 4
+    assert steps_kept(second) == [3]
+    broken_off(small, "sft", second, "step.end:1", **resumed)
+    assert steps_kept(second) == [3]
+    small.run("sft", second, **resumed)
+    assert left_of(second) == left_of(first)
+    small.run("reward", tmp_path / "third", save_every=1)
+    with pytest.raises(UserError, match="already holds a run"):
+        small.run("sft", tmp_path / "third", **resumed)
+
+
+def test_numbers_that_stop_a_run_save_it_first(small: Small, tmp_path: Path) -> None:
+    """In the first update of step 3: weights, and statistics of scores, are those of step 2."""
+    changes = {"max_skipped": 0, "score_scale": "std", "epochs": 1, "minibatch_size": 8}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    small.run("grpo", whole, **changes)
+    faults.arm("update.forward:5:nan")
+    with pytest.raises(UserError) as stopped:
+        small.run("grpo", run, **changes)
+    assert stopped.value.exit_code == 3
+    assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-000002"]
+    faults.arm("")
+    small.run("grpo", run, **changes)
+    (same,) = {row["score_std_running"] for row in (metrics(whole)[-1], metrics(run)[-1])}
+    assert same > 0
+
+
 def test_the_best_goes_along_into_another_folder(small: Small, tmp_path: Path) -> None:
     """Nothing is learnt, so step 0 stays the best."""
     changes = {"eval_prompts": small.held_out, "eval_every": 1, "keep_best": "score", "save_every": 3, "steps": 3}

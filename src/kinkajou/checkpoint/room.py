@@ -44,7 +44,7 @@ def check_room(folder: Path, needed: int, *, largest: int = 0) -> None:
         raise UserError(
             f"a checkpoint does not fit into {folder}",
             evidence=f"it needs {needed:,} bytes, {free:,} are free",
-            fix="make room, keep fewer checkpoints (--keep-last), or name another --output",
+            fix="make room, keep fewer checkpoints (--keep_last), or name another --output",
             exit_code=STORAGE,
         )
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)

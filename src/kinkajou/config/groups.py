@@ -91,8 +91,8 @@ class DataConfig:
     """Subset of the data set (for hh-rlhf: helpful-base, harmless-base, ...)."""
     max_rows: int | None = None
     """Use the first N good records."""
-    bad_rows: Literal["error", "skip"] = "error"
-    """Stop at a bad record, or skip it and count it; more than 1 % bad records stop the command all the same."""
+    bad_rows: Literal["error", "skip", "skip_any"] = "error"
+    """Stop at a bad record, or skip it and count it: up to 1 % of the records (`skip`), or any number (`skip_any`)."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_rows")

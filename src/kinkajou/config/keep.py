@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from kinkajou.config.groups import at_least
+from kinkajou.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,4 +30,8 @@ class KeepConfig:
     """Settings that may differ from those that the checkpoint was trained with, by name."""
 
     def __post_init__(self) -> None:
+        if (self.keep_last or self.keep_every) and not self.save_every:
+            raise UserError(
+                "--keep_last and --keep_every choose among the checkpoints of --save_every", fix="--save_every N"
+            )
         at_least(self, 0, "save_every", "save_minutes", "save_updates", "keep_last", "keep_every", "from_step")

@@ -175,8 +175,8 @@ class SamplerConfig:
     """Prompts to answer, in any format of `data`."""
     max_prompts: int | None = None
     """Use the first N good prompts."""
-    bad_rows: Literal["error", "skip"] = "error"
-    """Stop at a bad or too long prompt, or skip it and count it."""
+    bad_rows: Literal["error", "skip", "skip_any"] = "error"
+    """Stop at a bad or too long prompt, or skip it and count it: up to 1 % bad ones, or any number (`skip_any`)."""
     max_len: int = 512
     """Longest prompt and answer together in tokens."""
     max_new_tokens: int = 128

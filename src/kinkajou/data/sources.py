@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 R = TypeVar("R", covariant=True)
-OnBadRow: TypeAlias = Literal["error", "skip"]
+OnBadRow: TypeAlias = Literal["error", "skip", "skip_any"]
 MAX_BAD_SHARE = 0.01
 """Of the rows read; one bad row may be skipped in any file.  Above this, what wrote the file is broken."""
 
@@ -131,12 +131,12 @@ def _read(
                 break
         if not rows and first is not None:
             raise _all_bad(source, len(skipped), *first)
-        if len(skipped) > max(1, MAX_BAD_SHARE * (len(rows) + len(skipped))):
+        if bad_rows == "skip" and len(skipped) > max(1, MAX_BAD_SHARE * (len(rows) + len(skipped))):
             raise UserError(
                 f"{source}: {len(skipped):,} of {len(rows) + len(skipped):,} rows are bad; "
                 f"{MAX_BAD_SHARE:.0%} may be skipped",
                 evidence=describe_skipped(skipped),
-                fix="mend these rows or take them out; is it the right file?",
+                fix="is it the right file? --bad_rows skip_any skips any number of them",
             )
         if not rows:
             raise UserError(f"{source}: no rows", fix="the source is empty: look at what wrote it")

@@ -61,7 +61,7 @@ HARMLESS = {
 def find_model(source: str) -> str:
     """A run folder's best checkpoint, else its newest; any other source as it is."""
     folder = Path(source)
-    kept = sorted((folder / "checkpoints").glob("step-*"))
+    kept = sorted((folder / "checkpoints").glob("step-*"), key=numbers_in)
     if not kept:
         return source
     best = folder / "best.json"
@@ -71,6 +71,10 @@ def find_model(source: str) -> str:
             raise UserError(f"{best} names no step", fix="name a checkpoint of the run")
         return str(folder / "checkpoints" / f"step-{step:06d}")
     return str(kept[-1])
+
+
+def numbers_in(path: Path) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", path.name)]
 
 
 def load_language_model(

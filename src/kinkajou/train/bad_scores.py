@@ -29,7 +29,7 @@ def take_out(
     told = torch.stack([(~good).sum(), kept.sum(), scored.scores.double().where(kept, 0.0).sum()])
     bad, left, total = s.all_sum(told).tolist()
     if not bad:
-        guard.taken(REWARD)
+        guard.taken(REWARD, moved=False)
         return scored, {}
     first = [shown(i, verdict, answers) for i in (~good).nonzero().flatten().tolist()[:1]]
     name, evidence = cast(list[tuple[str, str]], s.gather(first))[0]

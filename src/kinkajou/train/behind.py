@@ -32,10 +32,10 @@ class Behind:
         assert not self.busy
         self._work = self._thread.submit(work)
 
-    def wait(self) -> None:
+    def wait(self, longest_s: float | None = None) -> None:
         """For the end of the work, however it ends."""
         if self._work:
-            wait([self._work])
+            wait([self._work], longest_s)
 
     def check(self) -> None:
         """Raises the fault of the last work, once."""

@@ -25,6 +25,7 @@ from kinkajou.train.kept import Copied, Kept, read_state, write_state
 from kinkajou.train.round import Round
 
 RUN, CLOCK = "run.json", "clock.json"
+LONGEST_S = 5.0
 NEWEST = 2
 """Checkpoints that stay while the run goes on, whatever they are: should the last one be damaged, there is another."""
 
@@ -79,9 +80,9 @@ class Checkpoints:
 
     def save(self, moment: Moment) -> None:
         """Copies all that is kept, and lets a thread write it; a save before this one is waited for."""
+        self.settle()
         if moment.place in self.on_disk:
             return
-        self.settle()
         s, state = self.strategy, self.keep.save_state
         copied = self.kept.copied(s, state=state)
         if state and moment.round:
@@ -98,7 +99,7 @@ class Checkpoints:
     def settle(self) -> None:
         """Waits until nothing is being written."""
         while self._pending:
-            self._behind.wait()
+            self._behind.wait(LONGEST_S)  # the others wait in a collective, which has a bound of its own
             busy, failed = self.strategy.agree(self.flags)
             self.go_on(busy > 0, failed > 0)
 
@@ -225,37 +226,54 @@ def write_best(folder: Path, best: Best | None) -> None:
         write_text(path, json.dumps(asdict(best)))
 
 
-def way_back(folder: Path, keep: KeepConfig) -> tuple[Path | None, list[str]]:
-    """The checkpoint that a run in this folder goes on from, and what is to be said of damaged ones."""
-    source = Path(keep.resume) if keep.resume else folder
-    if (place := Place.of(source.name)) and keep.resume:
-        if found := damages(source):
-            raise UserError(f"{source} is damaged", evidence=found[0], fix=f"kinkajou verify {source}", exit_code=4)
+def way_back(folder: Path, keep: KeepConfig, *, anew: bool, again: bool) -> tuple[Path | None, list[str]]:
+    """The checkpoint that a run in this folder goes on from, and what is to be said of damaged ones.
+
+    With `anew` (`--overwrite`) what the folder holds counts only where `--from_step` names a step of it; `again` is a
+    further try of what has been begun here.
+    """
+    if not anew and Shelf(folder / "checkpoints").named():  # also of a run that has begun from another's
+        if again or keep.resume or keep.from_step is None:
+            return newest_of(folder)
+        return at_step(folder, keep.from_step), []
+    if keep.resume is None:
+        return (None if keep.from_step is None else at_step(folder, keep.from_step)), []
+    source = Path(keep.resume)
+    if Place.of(source.name):
+        check_whole(source)
         return source, []
-    shelf = Shelf(source / "checkpoints")
     if keep.from_step is not None:
-        place = Place(keep.from_step)
-        if place not in shelf.places():
-            known = ", ".join(str(place.step) for place in shelf.places() if not place.updates)
-            raise UserError(
-                f"there is no checkpoint of step {keep.from_step} in {source}", evidence=f"it has: {known or 'none'}"
-            )
-        if found := damages(shelf.path(place)):
-            raise UserError(f"{shelf.path(place)} is damaged", evidence=found[0], exit_code=4)
-        return shelf.path(place), []
+        return at_step(source, keep.from_step), []
+    if not Shelf(source / "checkpoints").named():
+        raise UserError(f"{source} has no checkpoint to go on from", fix="name a run folder or one of its checkpoints")
+    return newest_of(source)
+
+
+def newest_of(source: Path) -> tuple[Path, list[str]]:
+    shelf = Shelf(source / "checkpoints")
     newest, said = shelf.newest()
-    if newest:
-        return shelf.path(newest), said
-    if said:
+    if newest is None:
         raise UserError(
             f"no checkpoint of {source} is whole",
             evidence="; ".join(said[:3]),
             fix="--overwrite starts from the beginning, another --output leaves them where they are",
             exit_code=4,
         )
-    if keep.resume:
-        raise UserError(f"{source} has no checkpoint to go on from", fix="name a run folder or one of its checkpoints")
-    return None, []
+    return shelf.path(newest), said
+
+
+def at_step(source: Path, step: int) -> Path:
+    shelf = Shelf(source / "checkpoints")
+    if Place(step) not in shelf.places():
+        known = ", ".join(str(place.step) for place in shelf.places() if not place.updates)
+        raise UserError(f"there is no checkpoint of step {step} in {source}", evidence=f"it has: {known or 'none'}")
+    check_whole(shelf.path(Place(step)))
+    return shelf.path(Place(step))
+
+
+def check_whole(checkpoint: Path) -> None:
+    if found := damages(checkpoint):
+        raise UserError(f"{checkpoint} is damaged", evidence=found[0], fix=f"kinkajou verify {checkpoint}", exit_code=4)
 
 
 def facts_of(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

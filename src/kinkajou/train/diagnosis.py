@@ -29,6 +29,7 @@ class StepFinding(Finding):
         return {
             "step": self.step,
             "name": self.name,
+            "level": self.level,
             "cause": self.cause,
             "evidence": {name: x if isinstance(x, str) else float(f"{x:.6g}") for name, x in self.numbers.items()},
             "action": self.action,

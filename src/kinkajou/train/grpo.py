@@ -55,7 +55,7 @@ def train_grpo(cfg: GRPOConfig, inputs: RLInputs) -> Path:
         before_steps(run, cfg, parts)
         for step in run.steps():
             rate = {"lr": set_rate(cfg, parts, step, cfg.optim.lr, parts.optimizer)}
-            round = run.taken_up(GRPOBatch) or collect(run, cfg, parts)
+            round = run.taken_up(GRPOBatch) or run.begun(collect(run, cfg, parts))
             with run.phase("update"):
                 improved = improve(run, cfg, parts, round)
             count_updates(run, cfg, round)

@@ -87,3 +87,13 @@ def check_made_from(then: Mapping[str, str], now: Mapping[str, str], allowed: Se
 def plain(value: Any) -> Any:
     """As JSON and TOML have it: no tuples, nothing for None."""
     return list(value) if isinstance(value, tuple) else value
+
+
+def other_machine(then: Mapping[str, Any], now: Mapping[str, Any], rounded: Sequence[str]) -> list[str]:
+    """What keeps a run that goes on from being equal to the bit to one that was never stopped."""
+    names = ("kinkajou", "torch", "transformers", "peft", "world", "threads", "device")
+    changed = [
+        f"{name} {then.get(name)} then, {now.get(name)} now" for name in names if then.get(name) != now.get(name)
+    ]
+    changed += rounded
+    return [f"not equal to the bit to a run without a stop: {'; '.join(changed)}"] if changed else []

@@ -62,7 +62,9 @@ class Kept:
 
     def copied(self, s: Strategy, *, state: bool) -> list[Copied]:
         """All items, or the models alone."""
-        return [item.copied(s) for item in self.items if state or isinstance(item, ModelFolder)]
+        if not state:
+            return [item.folder_copied(s) for item in self.items if isinstance(item, ModelFolder)]
+        return [item.copied(s) for item in self.items]
 
     def plain(self) -> dict[str, dict[str, Any]]:
         return {name: asdict(value) for name, value in self.numbers.items()}
@@ -106,13 +108,25 @@ class ModelFolder:
         return self.model.module is not self.model.inner
 
     def copied(self, s: Strategy) -> Copied:
+        folder = self.folder_copied(s)
+        if not self.adapted:
+            return folder
+        exact = saved(s, self.name, self.trained)
+
+        def write(path: Path) -> None:
+            folder.write(path)
+            exact.write(path)
+
+        return Copied(write, folder.size + exact.size)
+
+    def folder_copied(self, s: Strategy) -> Copied:
+        """Without what only a run that goes on needs."""
         with self.average.in_place() if self.average else nullcontext():
             weights = s.full_state(self.model.module)
         tokenizer, apart = self.form.tokenizer, self.head is not None
         files = model_files(
             self.model, tokenizer, end_ids=self.form.end_ids, lora=self.lora, weights=weights, apart=apart
         )
-        exact = s.saver(self.trained) if self.adapted else None
         head = s.full(self.head.weight.detach()).clone() if self.head else None
 
         def write(folder: Path) -> None:
@@ -121,9 +135,6 @@ class ModelFolder:
                 if head is not None:
                     save_shared_critic(self.model.inner.config, head, tokenizer, folder)
             faults.reached("save.model")
-            if exact:
-                (folder / STATE).mkdir(exist_ok=True)
-                exact(folder / STATE / self.name)
 
         return Copied(write, sum(x.nbytes for x in (weights or {}).values()))
 

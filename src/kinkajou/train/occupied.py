@@ -56,7 +56,7 @@ def undo(fresh: Sequence[Path]) -> None:
 
 def made_already(stage: str, cfg: config.StageConfig, folder: Path) -> bool:
     """Whether the run in the folder has been made already; refuses to go on with another one's."""
-    if cfg.run.overwrite or cfg.keep.resume or not (folder / "config.toml").is_file():
+    if cfg.run.overwrite or not (folder / "config.toml").is_file():
         return False
     then = settings_of(folder)
     if stage not in then:
@@ -68,7 +68,7 @@ def made_already(stage: str, cfg: config.StageConfig, folder: Path) -> bool:
         raise in_use(folder, f"{folder / 'config.toml'} is of a version that kept no state, so it cannot go on")
     now = {name: jsonable(x) for name, x in config.flat(cfg).items()}
     check_settings(then[stage], now, cfg.keep.allow_change, f"the run in {folder}")
-    if cfg.keep.from_step is not None:
+    if cfg.keep.from_step is not None and not cfg.keep.resume:
         check_rewind(folder, cfg.keep.from_step)
         return False
     if not then[stage]["save_state"] and not written_by_last_try(folder):
@@ -76,7 +76,10 @@ def made_already(stage: str, cfg: config.StageConfig, folder: Path) -> bool:
     done = folder / "done.json"
     if not done.is_file() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return False
-    chosen = folder / "checkpoints" / json.loads(done.read_text(encoding="utf-8"))["checkpoint"]
+    try:
+        chosen = folder / "checkpoints" / json.loads(done.read_text(encoding="utf-8"))["checkpoint"]
+    except (ValueError, KeyError, TypeError):  # broken: the run goes on from its last checkpoint, and writes it again
+        return False
     if not chosen.is_dir():  # lost since then: what is left goes on
         return False
     print(f"done already: {chosen}; --overwrite makes the run again")

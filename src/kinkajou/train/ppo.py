@@ -57,7 +57,7 @@ def train_ppo(cfg: PPOConfig, inputs: RLInputs) -> Path:
         before_steps(run, cfg, parts)
         for step in run.steps():
             rates = set_rates(cfg, parts, critic, step)
-            round = run.taken_up(PPOBatch) or collect(run, cfg, parts, critic)
+            round = run.taken_up(PPOBatch) or run.begun(collect(run, cfg, parts, critic))
             with run.phase("update"):
                 improved = improve(run, cfg, parts, critic, ptx, round)
             count_updates(run, cfg, round)

@@ -136,7 +136,7 @@ def judged(run: Run, judge: Judge, answers: Sequence[Answer], rollout: Rollout, 
                 check_finite(verdict, answers)
     except UserError as found:  # told below, once every rank knows
         fault = found
-    failed = run.strategy.all_sum(torch.tensor(float(fault is not None), device=rollout.tokens.device))
+    (failed,) = run.strategy.agree([fault is not None])
     if verdict is not None and not failed:
         return verdict
     path = keep_unscored(run, answers, rollout)

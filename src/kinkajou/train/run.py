@@ -31,7 +31,7 @@ from kinkajou.parallel.whereabouts import NOW
 from kinkajou.train.checkpoints import Best, Checkpoints, Moment, facts_of, is_due, way_back, write_best
 from kinkajou.train.console import Console, environment
 from kinkajou.train.diagnosis import Diagnosis, StepFinding, step_finding, stops
-from kinkajou.train.identity import FREE, check_made_from, check_settings
+from kinkajou.train.identity import FREE, check_made_from, check_settings, other_machine
 from kinkajou.train.kept import Kept, draw, reading, seed_generators
 from kinkajou.train.logs import FINDINGS, LOGS, METRICS, SAMPLES, TIMING, Logs
 from kinkajou.train.nonfinite import NotFinite
@@ -112,9 +112,9 @@ class Run:
 
     def __enter__(self) -> "Run":
         """From here the bar is shown, signals are held, and a checkpoint that is being written is waited for."""
-        self._open.enter_context(self.checkpoints)
         if self.keep.save_state:
             self._open.enter_context(self.signals)
+        self._open.enter_context(self.checkpoints)
         self._open.enter_context(self.console)
         return self
 
@@ -199,6 +199,11 @@ class Run:
         self._stop_on(found)
         self._pause(due=better or is_due(self.place, self.keep.save_every))
 
+    def begun(self, round: Round[B]) -> Round[B]:
+        """A round that is complete, and that no update has seen yet."""
+        self._round = round
+        return round
+
     def pause(self, round: Round[Any]) -> None:
         """Between two optimiser steps of a round: saves where that is due, and ends where that was asked for."""
         self._round = round
@@ -207,13 +212,14 @@ class Run:
     def _pause(self, *, due: bool) -> None:
         """All ranks do the same here: they tell each other what they have heard and how far their writing is."""
         late = self.keep.save_minutes > 0 and time.monotonic() - self._saved_at >= 60 * self.keep.save_minutes
-        votes = [self.signals.asked == 15, self.signals.asked == 2, self.writes and late, *self.checkpoints.flags]
-        term, interrupt, late, busy, failed = (x > 0 for x in self.strategy.agree(votes))
+        asked = self.signals.asked
+        votes = [asked == 15, asked == 2, due or (self.writes and late), *self.checkpoints.flags]
+        term, interrupt, due, busy, failed = (x > 0 for x in self.strategy.agree(votes))
         self.checkpoints.go_on(busy, failed)
         self.guard.moved = False
         if lock := LOCK.get():
             lock.beat()
-        if due or late or term or interrupt:
+        if due or term or interrupt:
             self.save()
         if term or interrupt:
             self.checkpoints.settle()
@@ -314,10 +320,12 @@ class Run:
         """An empty folder, or everything as it was at a checkpoint; returns whether the run goes on from one."""
         fault, found = None, None
         said: list[str] = []
-        if self.writes and not self._anew():
+        again = written_by_last_try(self.folder)
+        anew = self.settings.overwrite and not again
+        if self.writes:
             try:
                 self.checkpoints.shelf.clear_aside()  # among it may be one that was about to be replaced
-                found, said = way_back(self.folder, self.keep)
+                found, said = way_back(self.folder, self.keep, anew=anew, again=again)
             except UserError as seen:  # told once every rank knows
                 fault = seen
         found, said, fault = self.strategy.told((found, said, fault))
@@ -325,23 +333,18 @@ class Run:
             raise fault
         for text in said:
             self.say(f"warning: {text}")
+        if self.writes and (found is None or (anew and not found.is_relative_to(self.folder))):
+            # Preference training has read or renewed its cache before; it fits or is not used.
+            clear_run(self.folder, keep=(REFERENCE,) if self.stage == "prefer" else ())
+            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         if found is None:
-            if self.writes:
-                # Preference training has read or renewed its cache before; it fits or is not used.
-                clear_run(self.folder, keep=(REFERENCE,) if self.stage == "prefer" else ())
-                (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             return False
         with reading(found):
-            self._go_on(found, settings)
+            self._go_on(found, settings, again=anew)
         return True
 
-    def _anew(self) -> bool:
-        """Whether what is in the folder is to be forgotten."""
-        if not self.settings.overwrite or self.keep.from_step is not None or self.keep.resume:
-            return False
-        return not written_by_last_try(self.folder)
-
-    def _go_on(self, found: Path, settings: Mapping[str, Any]) -> None:
+    def _go_on(self, found: Path, settings: Mapping[str, Any], *, again: bool) -> None:
+        """`again`: what the folder has beyond that checkpoint is made again."""
         run, clock = facts_of(found)
         if run["stage"] != self.stage:
             raise UserError(f"{found} is of another stage: {run['stage']}", fix="another --output")
@@ -350,6 +353,14 @@ class Run:
         check_made_from(run["made_from"], self.kept.made_from, allowed, str(found))
         place = Place.of(found.name)
         assert place
+        if place > Place(self.total):
+            raise UserError(
+                f"{found} is beyond the end of this run", evidence=f"{self.total} steps", fix="more steps or epochs"
+            )
+        numbers = run["numbers"]
+        if "tokens_per_microbatch" in rounded:  # the new setting holds
+            numbers.pop("budget", None)
+        self.kept.restore(self.strategy, found, numbers)
         source = found.parent.parent
         self.behind = self.step = place.step
         self.started -= clock["elapsed_s"]
@@ -359,12 +370,8 @@ class Run:
             said += self.logs.cut({**run["logs"], TIMING: clock.get(TIMING, 0)}, source)
             (self.folder / "done.json").unlink(missing_ok=True)
             write_best(self.folder, self.best)
-            if source == self.folder and self.keep.from_step is not None:
+            if again and source == self.folder:
                 self.checkpoints.forget_after(place)
-        numbers = run["numbers"]
-        if "tokens_per_microbatch" in rounded:  # the new setting holds
-            numbers.pop("budget", None)
-        self.kept.restore(self.strategy, found, numbers)
         if run["round"]:
             self._taken_up = found, run["round"]
         if source == self.folder:
@@ -387,13 +394,3 @@ def budget_of(cfg: config.StageConfig, s: Strategy, say: Callable[[str], None]) 
 def finding_of(fault: NotFinite, step: int, *, level: Level) -> StepFinding:
     cause = f"{fault.what} is not finite, first in {fault.place}"
     return step_finding("not_finite", cause, {"seen": fault.evidence}, fault.fix, step=step, level=level)
-
-
-def other_machine(then: Mapping[str, Any], now: Mapping[str, Any], rounded: Sequence[str]) -> list[str]:
-    """What keeps a run that goes on from being equal to the bit to one that was never stopped."""
-    names = ("kinkajou", "torch", "transformers", "peft", "world", "threads", "device")
-    changed = [
-        f"{name} {then.get(name)} then, {now.get(name)} now" for name in names if then.get(name) != now.get(name)
-    ]
-    changed += rounded
-    return [f"not equal to the bit to a run without a stop: {'; '.join(changed)}"] if changed else []

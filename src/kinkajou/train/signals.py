@@ -3,11 +3,14 @@
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 from kinkajou.errors import UserError
 
+TOGETHER_S = 0.5
+"""Signals that come within this time are one."""
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
@@ -27,7 +30,7 @@ class Signals:
     """While open, holds the first signal that came; handlers that were there before come back."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.asked, self._at = 0, 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -48,7 +51,9 @@ class Signals:
         self._before = {}
 
     def _take(self, number: int, frame: FrameType | None) -> None:
+        if self.asked == number and time.monotonic() - self._at < TOGETHER_S:
+            return  # a group's signal that a launcher has passed on too
         if self.asked:
             os._exit(128 + number)  # checkpoints are whole or absent, so there is nothing to tidy up
-        self.asked = number
+        self.asked, self._at = number, time.monotonic()
         os.write(2, b"\nstopping: this optimiser step is finished and saved; once more to leave at once\n")

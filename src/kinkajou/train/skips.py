@@ -28,9 +28,9 @@ class Guard:
         self.moved = False
         """Whether weights have moved since the run could last be stopped."""
 
-    def taken(self, name: str) -> None:
-        """A step with finite numbers."""
-        self.moved = True
+    def taken(self, name: str, *, moved: bool = True) -> None:
+        """A step with finite numbers, which has moved weights or only looked at scores."""
+        self.moved |= moved
         self.skips.in_a_row.pop(name, None)
 
     def left_out(self, name: str, fault: NotFinite, *, hopeless: bool = False) -> None:

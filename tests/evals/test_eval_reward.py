@@ -135,9 +135,9 @@ def test_a_score_that_is_no_number(small: Small, tmp_path: Path, capsys: pytest.
     for file in Path(small.judge).iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
     weights = load_file(broken / "model.safetensors")
-    weights["score.weight"] = torch.full_like(weights["score.weight"], torch.nan)
+    weights["score.weight"] = torch.full_like(weights["score.weight"], 3e38)  # finite, and no score is
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    refused(capsys, command(small, model=broken), "no number", "pairs.jsonl:1, chosen: nan", code=3)
+    refused(capsys, command(small, model=broken), "no number", "pairs.jsonl:1, chosen: ", code=3)
 
 
 def test_bad_pairs_are_refused_before_torch_is_imported(tmp_path: Path) -> None:

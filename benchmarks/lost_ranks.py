@@ -103,7 +103,8 @@ def tried(world: Path, number: int, seed: int) -> Row:
         time.sleep(dice.random())
         ranks = rank_processes(mark)
         if not begun or rank not in ranks:
-            return {"stage": stage, "how": how, "rank": rank, "begun": False, "said": said.read_text()[-1500:]}
+            print(said.read_text(errors="replace")[-1500:], file=sys.stderr)  # no figure, and full of paths
+            return {"stage": stage, "how": how, "rank": rank, "begun": False}
         step = steps(home)
         os.kill(ranks[rank], {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[how])
         seconds, orphans = wait_until_gone(mark, job)
@@ -117,7 +118,7 @@ def tried(world: Path, number: int, seed: int) -> Row:
     row = {"stage": stage, "how": how, "rank": rank, "after_step": step, "begun": True, "seconds": round(seconds, 2)}
     row |= {"orphans": orphans, "named": bool(re.search(f"error: {told}", text)), "code_of_torchrun": job.returncode}
     row |= {"survivors_code": codes(text), "words": lines[:2]}
-    return row if right(row) else row | {"said": text[-2500:]}
+    return row
 
 
 def codes(text: str) -> list[int]:

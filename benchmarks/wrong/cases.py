@@ -90,7 +90,7 @@ def tried(case: Case, main: Callable[[list[str]], int], folder: Path) -> Answer:
         broke = f"still at work after {HANGS_AFTER_S:g} s"
     except SystemExit as exc:
         broke = f"left by SystemExit({exc.code})"
-    except Exception as exc:
+    except Exception as exc:  # a traceback is what is looked for here: it is counted as a wrong answer
         broke = f"traceback: {type(exc).__name__}: {str(exc)[:200]}"
     finally:
         os.chdir(here)

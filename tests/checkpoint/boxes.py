@@ -2,8 +2,12 @@
 
 import os
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from kinkajou import faults
 from kinkajou.checkpoint.place import Place
@@ -43,6 +47,19 @@ def in_child(work: Callable[[], object], fault: str = "") -> int:
             os._exit(code)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
+
+
+@contextmanager
+def disk(folder: Path, options: str) -> Iterator[None]:
+    """A file system in memory at the folder.  Mounting is the kernel's to allow; limits on files are tested besides."""
+    folder.mkdir(exist_ok=True)
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"this machine lets nobody mount: {made.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 KILLED = -signal.SIGKILL

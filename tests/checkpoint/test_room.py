@@ -3,11 +3,10 @@
 import os
 import resource
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-from boxes import in_child
+from boxes import disk, in_child
 
 from kinkajou.checkpoint.room import check_room, free_bytes, probe
 from kinkajou.errors import UserError
@@ -79,13 +78,8 @@ def test_a_file_limit_of_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
 def test_probe_of_a_read_only_disk(tmp_path: Path) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(tmp_path)], check=True)
-    try:
-        with pytest.raises(UserError) as told:
-            probe(tmp_path)
-        assert told.value.exit_code == 4
-        assert told.value.evidence.startswith("Read-only file system")
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+    with disk(tmp_path, "ro"), pytest.raises(UserError) as told:
+        probe(tmp_path)
+    assert told.value.exit_code == 4
+    assert told.value.evidence.startswith("Read-only file system")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from boxes import FILES, KILLED, fill, in_child, put
+from boxes import FILES, KILLED, disk, fill, in_child, put
 
 from kinkajou import faults
 from kinkajou.checkpoint.manifest import damages
@@ -181,35 +181,27 @@ def test_a_longer_file_than_is_allowed(shelf: Shelf) -> None:
     assert names(shelf) == [A.name]
 
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
-
-
-@as_root
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=True)
-    try:
-        shelf = Shelf(disk / "checkpoints")
+    small = tmp_path / "disk"
+    with disk(small, "size=64k"):
+        shelf = Shelf(small / "checkpoints")
         put(shelf, A)
         folder = shelf.aside(C)
         fill(folder)
-        with (disk / "rest").open("wb") as file, pytest.raises(OSError, match="No space"):
+        with (small / "rest").open("wb") as file, pytest.raises(OSError, match="No space"):
             file.write(bytes(1 << 20))
         with pytest.raises(UserError) as told:
             shelf.commit(C)
         assert told.value.exit_code == 4
         assert told.value.evidence == "No space left on device; 0 bytes free"
         assert names(shelf) == [A.name]
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
         for refused in (lambda: shelf.aside(C), lambda: shelf.prune([])):
             with pytest.raises(UserError, match="could not be") as told:
                 refused()
             assert told.value.exit_code == 4
             assert told.value.evidence.startswith("Read-only file system")
         assert shelf.newest() == (A, [])
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_files_have_the_modes_of_their_user(shelf: Shelf) -> None:

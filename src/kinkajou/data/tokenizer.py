@@ -69,12 +69,13 @@ def load_tokenizer(source: str, *, template: TemplateName = "auto") -> tuple[Pre
     check_tokenizer(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local)
-    except Exception as fault:  # the library's own kind among them
+    except Exception as fault:
+        # A broken tokenizer.json comes out of the library's Rust as a plain Exception, settings as any of a dozen kinds.
         raise UserError(
             f"no tokenizer could be read from {source!r}",
             evidence=" ".join(str(fault).split())[:300] or type(fault).__name__,
             fix="give a folder that holds tokenizer.json (or vocab files) (--tokenizer); its config.json is read too",
-        ) from None
+        ) from fault
     name = prepare(tokenizer, template=template, source=source)
     if name == "tokenizer":
         check_template(tokenizer.chat_template, source)

@@ -70,7 +70,7 @@ def load_tokenizer(source: str, *, template: TemplateName = "auto") -> tuple[Pre
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local)
     except Exception as fault:
-        # A broken tokenizer.json comes out of the library's Rust as a plain Exception, settings as any of a dozen kinds.
+        # A broken tokenizer.json is a plain Exception of the library's Rust; broken settings are any of a dozen kinds.
         raise UserError(
             f"no tokenizer could be read from {source!r}",
             evidence=" ".join(str(fault).split())[:300] or type(fault).__name__,

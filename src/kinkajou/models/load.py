@@ -205,8 +205,8 @@ def read_weights(source: str, config: PreTrainedConfig, *, scalar: bool) -> tupl
     except MemoryError:
         raise
     except Exception as fault:
-        # Broken settings fail in the constructor of one of a hundred families, as a ZeroDivisionError, an AssertionError, a
-        # KeyError; nothing but that constructor and transformers' reader runs inside.
+        # Broken settings fail in the constructor of one of a hundred families, as a ZeroDivisionError, an AssertionError,
+        # a KeyError; nothing but that constructor and transformers' reader runs inside.
         raise UserError(
             f"the weights of {source!r} could not be read as {config.model_type}",
             evidence=(str(fault).strip().splitlines() or [type(fault).__name__])[0][:300],

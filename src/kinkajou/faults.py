@@ -72,7 +72,7 @@ def nothing(point: str) -> str:
 
 
 def armed(faults: list[Fault]) -> Callable[[str], str]:
-    """Acts at its points; returns the action that the caller has to carry out itself (`nan`, `draw`), else ""."""
+    """Acts at its points; returns the action that the caller has to carry out itself (`nan`)."""
     by_point: dict[str, list[Fault]] = {}
     for fault in faults:
         by_point.setdefault(fault.point, []).append(fault)
@@ -100,7 +100,21 @@ def act(action: str, point: str) -> str:
         raise MemoryError(f"asked for at {point}")
     elif action == "raise":
         raise RuntimeError(f"asked for at {point}")
+    elif action == "draw":
+        draw()
     return action
+
+
+def draw() -> None:
+    """One number from each global generator, to see that a run that goes on has them where they were."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.random()
+    np.random.random()
+    torch.rand(())
 
 
 def from_environment(environment: Mapping[str, str]) -> Callable[[str], str]:

@@ -53,7 +53,11 @@ def write_manifest(folder: Path, known: Digests) -> None:
         raise OSError(errno.EINVAL, found.faults[0])
     if len(found.files) > MAX_FILES:
         raise OSError(errno.EFBIG, f"{len(found.files):,} files; a checkpoint has at most {MAX_FILES:,}")
-    files = {name: synced(folder / name, found.files[name], known.get(name)) for name in found.files}
+    files: dict[str, tuple[int, str]] = {}
+    seen: dict[int, tuple[int, str]] = {}  # a file with two names (a critic on its policy's trunk) is read once
+    for name, size in found.files.items():
+        inode = (folder / name).stat().st_ino
+        files[name] = seen[inode] = synced(folder / name, size, known.get(name, seen.get(inode)))
     with (folder / NAME).open("w", encoding="utf-8") as file:
         file.write(text_of(files))
         file.flush()

@@ -54,7 +54,7 @@ class Shelf:
 
     def aside(self, place: Place) -> Path:
         """A fresh empty folder beside the checkpoint's, to be filled and then given to `commit`."""
-        path = self._beside(place, ASIDE)
+        path = self.being_written(place)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             delete(path)
@@ -70,7 +70,7 @@ class Shelf:
         A checkpoint of the same place is first put beside, from where `clear_aside` takes it back should this
         process end between the two renames.
         """
-        aside, path, old = self._beside(place, ASIDE), self.path(place), self._beside(place, OLD)
+        aside, path, old = self.being_written(place), self.path(place), self._beside(place, OLD)
         try:
             write_manifest(aside, known or {})
             if os.path.lexists(path):
@@ -85,7 +85,7 @@ class Shelf:
 
     def discard(self, place: Place) -> None:
         """Deletes what lies aside of a checkpoint that could not be written, as far as the storage lets it."""
-        shutil.rmtree(self._beside(place, ASIDE), ignore_errors=True)
+        shutil.rmtree(self.being_written(place), ignore_errors=True)
         with suppress(OSError):  # what was there has its name again; where not, `clear_aside` gives it back
             if not os.path.lexists(self.path(place)):
                 self._beside(place, OLD).rename(self.path(place))
@@ -117,6 +117,10 @@ class Shelf:
             except OSError as fault:
                 raise storage_fault("deleted", self.path(place), fault) from fault
         return going
+
+    def being_written(self, place: Place) -> Path:
+        """Where it lies until it is whole."""
+        return self._beside(place, ASIDE)
 
     def _beside(self, place: Place, end: str) -> Path:
         return self.folder / f".{place.name}{end}"

@@ -21,7 +21,8 @@ from transformers import (
 
 from kinkajou.models.adapters import adapter_base, save_adapted
 
-SHARD = "5GB"
+SHARD_BYTES = 5 * 10**9
+SHARD = f"{SHARD_BYTES // 10**9}GB"
 """Said to transformers: version 5 writes shards of 50 GB, which many file stores do not take."""
 INDEX, SCORE = "model.safetensors.index.json", "score.safetensors"
 AS_TORCH = {"format": "pt"}

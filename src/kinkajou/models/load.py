@@ -1,6 +1,7 @@
 """Models from folders, hub ids and presets; every load is checked before it is used."""
 
 import copy
+import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +21,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from kinkajou.checkpoint.place import Place
+from kinkajou.checkpoint.shelf import Shelf
 from kinkajou.errors import UserError
 from kinkajou.hub import from_disk
 from kinkajou.models import adapters, attention, bloom
@@ -27,7 +30,7 @@ from kinkajou.models.folder import SHARD, write_weights
 from kinkajou.models.forward import Dtype, LanguageModel, PackedModel, ScalarModel, pack
 from kinkajou.models.heads import init_scalar_head
 from kinkajou.models.presets import PRESETS, preset_config
-from kinkajou.untrusted import CONFIG_BYTES, check_settings, check_weights, read_object
+from kinkajou.untrusted import check_settings, check_weights
 
 attention.register()
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -61,20 +64,13 @@ HARMLESS = {
 def find_model(source: str) -> str:
     """A run folder's best checkpoint, else its newest; any other source as it is."""
     folder = Path(source)
-    kept = sorted((folder / "checkpoints").glob("step-*"), key=numbers_in)
+    shelf = Shelf(folder / "checkpoints")
+    kept = shelf.named()
     if not kept:
         return source
     best = folder / "best.json"
-    if best.is_file():
-        step = read_object(best, CONFIG_BYTES).get("step")
-        if type(step) is not int:
-            raise UserError(f"{best} names no step", fix="name a checkpoint of the run")
-        return str(folder / "checkpoints" / f"step-{step:06d}")
-    return str(kept[-1])
-
-
-def numbers_in(path: Path) -> list[int]:
-    return [int(digits) for digits in re.findall(r"\d+", path.name)]
+    chosen = Place(json.loads(best.read_text())["step"]) if best.is_file() else kept[-1]
+    return str(shelf.path(chosen))
 
 
 def load_language_model(
@@ -205,7 +201,7 @@ def read_weights(source: str, config: PreTrainedConfig, *, scalar: bool) -> tupl
     except MemoryError:
         raise
     except Exception as fault:
-        # Broken settings fail in the constructor of one of a hundred families, as a ZeroDivisionError, an AssertionError,
+        # Broken settings fail in the constructor of one of a hundred families: a ZeroDivisionError, an AssertionError,
         # a KeyError; nothing but that constructor and transformers' reader runs inside.
         raise UserError(
             f"the weights of {source!r} could not be read as {config.model_type}",

@@ -19,6 +19,7 @@ from kinkajou.checkpoint.shelf import Shelf
 from kinkajou.checkpoint.texts import write_text
 from kinkajou.config import KeepConfig
 from kinkajou.errors import UserError
+from kinkajou.models.folder import SHARD_BYTES
 from kinkajou.parallel.strategy import Strategy
 from kinkajou.train.behind import Behind
 from kinkajou.train.kept import Copied, Kept, read_state, write_state
@@ -89,7 +90,7 @@ class Checkpoints:
             copied.append(moment.round.copied(s))
         texts = self._texts(moment) if state and s.main else {}
         faults.reached("save.snapshot")
-        aside = self._open(moment.place, sum(part.size for part in copied))
+        aside = self._open(moment.place, [part.size for part in copied])
         self.bests[moment.place] = moment.best
         self._pending, self._written = moment, s.processes == 1
         self._behind.start(partial(self._write, moment, aside, copied, texts))
@@ -148,11 +149,11 @@ class Checkpoints:
         if self.strategy.main:
             self.shelf.prune([place for place in self.shelf.places() if place <= now])
 
-    def _open(self, place: Place, size: int) -> Path:
-        aside, fault = self.shelf.folder / f".{place.name}.tmp", None
+    def _open(self, place: Place, sizes: Sequence[int]) -> Path:
+        aside, fault = self.shelf.being_written(place), None
         if self.strategy.main:
             try:
-                check_room(self.shelf.folder, size)
+                check_room(self.shelf.folder, sum(sizes), largest=min(max(sizes, default=0), SHARD_BYTES))
                 aside = self.shelf.aside(place)
             except UserError as found:  # told once every rank knows
                 fault = found
@@ -240,7 +241,8 @@ def way_back(folder: Path, keep: KeepConfig, *, anew: bool, again: bool) -> tupl
         return (None if keep.from_step is None else at_step(folder, keep.from_step)), []
     source = Path(keep.resume)
     if Place.of(source.name):
-        check_whole(source)
+        if found := damages(source):
+            raise damaged(f"{source} is damaged: {found[0]}", source)
         return source, []
     if keep.from_step is not None:
         return at_step(source, keep.from_step), []
@@ -267,13 +269,14 @@ def at_step(source: Path, step: int) -> Path:
     if Place(step) not in shelf.places():
         known = ", ".join(str(place.step) for place in shelf.places() if not place.updates)
         raise UserError(f"there is no checkpoint of step {step} in {source}", evidence=f"it has: {known or 'none'}")
-    check_whole(shelf.path(Place(step)))
-    return shelf.path(Place(step))
+    found, said = shelf.newest(upto=Place(step))
+    if found != Place(step):
+        raise damaged(said[0], shelf.path(Place(step)))
+    return shelf.path(found)
 
 
-def check_whole(checkpoint: Path) -> None:
-    if found := damages(checkpoint):
-        raise UserError(f"{checkpoint} is damaged", evidence=found[0], fix=f"kinkajou verify {checkpoint}", exit_code=4)
+def damaged(said: str, checkpoint: Path) -> UserError:
+    return UserError(said, fix=f"kinkajou verify {checkpoint}, or name another one", exit_code=4)
 
 
 def facts_of(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

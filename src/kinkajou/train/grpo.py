@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kinkajou import faults
 from kinkajou.algos import kl
 from kinkajou.algos.groups import zero_spread
 from kinkajou.algos.losses import Loss
@@ -71,7 +70,6 @@ def collect(run: Run, cfg: GRPOConfig, parts: RLParts) -> Round[GRPOBatch]:
     with run.phase("score"):
         batch, found = score(cfg, parts, sampled, run.strategy)
     run.count_tokens("score", sampled.rollout.lengths)
-    faults.reached("rollout.scored")
     return Round(joined(batch, run.strategy, cfg.algo.group_size), found, sampled.samples)
 
 
@@ -131,5 +129,5 @@ def improve(run: Run, cfg: GRPOConfig, parts: RLParts, round: Round[GRPOBatch]) 
         if found and parts.average:
             parts.average.follow()
         round.updated(found, last=bool(cfg.algo.stop_kl) and found.get("kl_old", 0.0) > cfg.algo.stop_kl)
-        run.pause(round)
+        run.pause()
     return summarised(round.history, stale=cfg.engine.max_staleness > 0)

@@ -58,9 +58,7 @@ def digest_of_model(source: str) -> str:
 def check_settings(then: Mapping[str, Any], now: Mapping[str, Any], allowed: Sequence[str], place: str) -> list[str]:
     """Refuses to go on under other settings than before; returns the names of those that change the last bits."""
     changed = [
-        name
-        for name in {**then, **now}
-        if name not in FREE and plain(then.get(name)) != plain(now.get(name)) and name not in allowed
+        name for name in {**then, **now} if name not in FREE and then.get(name) != now.get(name) and name not in allowed
     ]
     serious = [name for name in changed if name not in ROUNDED]
     if serious:
@@ -82,11 +80,6 @@ def check_made_from(then: Mapping[str, str], now: Mapping[str, str], allowed: Se
             evidence="; ".join(f"{name}: {then[name][:12]} then, {now[name][:12]} now" for name in changed),
             fix=f"bring back what it was, or --allow_change {' '.join(changed)}",
         )
-
-
-def plain(value: Any) -> Any:
-    """As JSON and TOML have it: no tuples, nothing for None."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def other_machine(then: Mapping[str, Any], now: Mapping[str, Any], rounded: Sequence[str]) -> list[str]:

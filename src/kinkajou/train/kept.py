@@ -74,8 +74,7 @@ class Kept:
             item.restore(s, folder)
         for name, value in self.numbers.items():
             for part in fields(value):
-                if part.name in numbers.get(name, {}):
-                    setattr(value, part.name, numbers[name][part.name])
+                setattr(value, part.name, numbers[name][part.name])
 
 
 class ModelFolder:
@@ -136,7 +135,8 @@ class ModelFolder:
                     save_shared_critic(self.model.inner.config, head, tokenizer, folder)
             faults.reached("save.model")
 
-        return Copied(write, sum(x.nbytes for x in (weights or {}).values()))
+        stored = self.trained if self.lora == "adapter" and self.adapted else weights or {}
+        return Copied(write, sum(x.nbytes for x in stored.values()))
 
     def restore(self, s: Strategy, folder: Path) -> None:
         files = (
@@ -254,13 +254,6 @@ class BegunAhead:
         )
 
 
-def draw() -> None:
-    """One number from each generator: what the test kit does between steps, to see that their state is kept."""
-    random.random()
-    np.random.random()
-    torch.rand(())
-
-
 def digest_of_format(form: ChatFormat) -> str:
     known = sorted(form.tokenizer.get_vocab().items())
     return hashlib.sha256(json.dumps([known, form.tokenizer.chat_template]).encode()).hexdigest()
@@ -285,7 +278,10 @@ def saved(s: Strategy, name: str, tensors: Mapping[str, Tensor]) -> Copied:
 def state_files(folder: Path, name: str) -> list[Path]:
     """What `saved` has written."""
     whole = folder / STATE / f"{name}.safetensors"
-    return [whole] if whole.is_file() else sorted((folder / STATE).glob(f"{name}-?????-of-?????.safetensors"))
+    found = [whole] if whole.is_file() else sorted((folder / STATE).glob(f"{name}-?????-of-?????.safetensors"))
+    if not found:
+        raise KeyError(f"no {STATE / name}")  # `reading` says it
+    return found
 
 
 def names_in(files: Iterable[Path]) -> set[str]:

@@ -2,23 +2,22 @@
 
 import json
 import os
+import threading
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from kinkajou import config
-from kinkajou.checkpoint.lock import NAME, RunLock
+from kinkajou.checkpoint.lock import BEAT, NAME, RunLock
+from kinkajou.checkpoint.place import Place
 from kinkajou.checkpoint.room import probe
+from kinkajou.checkpoint.shelf import Shelf
 from kinkajou.config.recipes import jsonable
 from kinkajou.errors import UserError
 from kinkajou.train.identity import check_settings
 from kinkajou.train.restart import written_by_last_try
-
-LOCK: ContextVar[RunLock | None] = ContextVar("LOCK", default=None)
-"""The lock of the run's folder, for signs of life."""
 
 
 @contextmanager
@@ -34,13 +33,28 @@ def occupied(stage: str, cfg: config.StageConfig) -> Iterator[bool]:
         with RunLock(folder) as lock:
             if lock.stale:
                 print(f"note: {lock.stale}")
-            before = LOCK.set(lock)
-            try:
+            with beating(lock):
                 yield not made_already(stage, cfg, folder)
-            finally:
-                LOCK.reset(before)
     finally:
         undo(fresh)
+
+
+@contextmanager
+def beating(lock: RunLock) -> Iterator[None]:
+    """Signs of life while the process lives, whatever it does: another machine may wait for nothing else."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(BEAT):
+            lock.beat()
+
+    thread = threading.Thread(target=beat, name="lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def undo(fresh: Sequence[Path]) -> None:
@@ -104,11 +118,11 @@ def in_use(folder: Path, seen: str) -> UserError:
 
 def check_rewind(folder: Path, step: int) -> None:
     """`--from_step` in the run's own folder forgets what came later: that must be asked for by name."""
-    later = [path.name for path in (folder / "checkpoints").glob("step-*") if path.name > f"step-{step:06d}"]
+    later = [place.name for place in Shelf(folder / "checkpoints").named() if place > Place(step)]
     if later:
         raise UserError(
             f"{folder} has checkpoints after step {step}",
-            evidence=", ".join(sorted(later)[:5]),
+            evidence=", ".join(later[:5]),
             fix=f"--resume {folder} --from_step {step} --output OTHER leaves them; --overwrite beside --from_step "
             "forgets them",
         )

@@ -1,13 +1,10 @@
 """AdamW over float32 weights, and learning-rate schedules over the whole run."""
 
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 
 def adamw(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -36,18 +33,3 @@ def lr_at(step: int, total: int, *, peak: float, warmup: float, schedule: Litera
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
-
-
-def save_optimizers(
-    optimizers: Mapping[str, torch.optim.Optimizer], folder: Path | None, full: Callable[[Tensor], Tensor]
-) -> None:
-    """`state/NAME.safetensors`: tensors `INDEX.exp_avg`, `INDEX.exp_avg_sq`, `INDEX.step` for each parameter.
-
-    `full` is the strategy's; with a folder of None this process lends its shards alone.
-    """
-    for name, optimizer in optimizers.items():
-        state = optimizer.state_dict()["state"]
-        tensors = {f"{i}.{key}": full(x).cpu().contiguous() for i, entry in state.items() for key, x in entry.items()}
-        if folder:
-            (folder / "state").mkdir(exist_ok=True)
-            save_file(tensors, folder / "state" / f"{name}.safetensors")

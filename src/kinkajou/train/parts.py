@@ -22,6 +22,7 @@ from kinkajou.errors import UserError
 from kinkajou.memory import Budget
 from kinkajou.models.adapters import base_weights
 from kinkajou.models.backbone import BackboneScorer, shares_backbone
+from kinkajou.models.folder import SCORE
 from kinkajou.models.forward import ActorCritic, LanguageModel, ScalarModel, TokenScores
 from kinkajou.models.heads import scalar_head
 from kinkajou.models.load import LoadOptions, find_model, load_language_model, load_scalar_model
@@ -34,7 +35,6 @@ from kinkajou.train.engines import make_engine, sampled_from
 from kinkajou.train.identity import digest_of, digest_of_model
 from kinkajou.train.inputs import RLInputs
 from kinkajou.train.kept import (
-    STATE,
     BegunAhead,
     Kept,
     ModelFolder,
@@ -50,6 +50,8 @@ from kinkajou.train.sft import collate
 from kinkajou.train.state import RLState
 
 HEAD = "critic_head"
+HEADS = {SCORE: "score.weight", "adapter_model.safetensors": "base_model.model.score.weight"}
+"""Files of a critic on the policy's trunk, and the head's name in them (models/folder.py)."""
 Reference = Callable[[TokenBatch], Tensor]
 """This rank's rows -> log-probabilities under the reference, (b, t)."""
 
@@ -173,7 +175,7 @@ def with_critic(cfg: RLConfig, language: LanguageModel, source: str) -> Language
     if not (isinstance(cfg, PPOConfig) and cfg.algo.backbone == "shared"):
         return language
     actor = ActorCritic(language, scalar_head(language.width, seed=cfg.run.seed))
-    load_head(actor, Path(source) / STATE / f"{HEAD}.safetensors")
+    load_head(actor, Path(source) / "critic")
     return actor
 
 
@@ -266,11 +268,12 @@ def sources_of(cfg: RLConfig, source: str, state: RLState, form: ChatFormat) -> 
     }
 
 
-def load_head(actor: ActorCritic, path: Path) -> None:
-    """Goes on with the critic of the checkpoint that the policy comes from, where it has one."""
-    if path.is_file():
-        with torch.no_grad():
-            actor.head.weight.copy_(load_file(path)["score.weight"])
+def load_head(actor: ActorCritic, critic: Path) -> None:
+    """Goes on with the critic of the checkpoint that the policy comes from, where it has one on its trunk."""
+    for file, name in HEADS.items():
+        if (critic / file).is_file():
+            with torch.no_grad():
+                actor.head.weight.copy_(load_file(critic / file)[name])
 
 
 def encode_prompts(cfg: RLConfig, prompts: Sequence[Prompt], form: ChatFormat, say: setup.Say) -> list[Task]:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kinkajou import faults
 from kinkajou.algos import kl, losses, tensors
 from kinkajou.algos.losses import Loss
 from kinkajou.batch import GRPOBatch, PPOBatch, TokenBatch, ValueBatch
@@ -74,7 +73,6 @@ def collect(run: Run, cfg: PPOConfig, parts: RLParts, critic: Critic | None) -> 
     with run.phase("score"):
         batch, found = score(cfg, parts, critic, sampled, run.strategy)
     run.count_tokens("score", sampled.rollout.lengths)
-    faults.reached("rollout.scored")
     return Round(joined(batch, run.strategy), found, sampled.samples)
 
 
@@ -148,7 +146,7 @@ def improve(
             if taken and parts.average:
                 parts.average.follow()
         round.updated(found, last=bool(algo.stop_kl) and found.get("kl_old", 0.0) > algo.stop_kl)
-        run.pause(round)
+        run.pause()
     return summarised(round.history, stale=cfg.engine.max_staleness > 0)
 
 

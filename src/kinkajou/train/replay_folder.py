@@ -1,7 +1,6 @@
 """The step that stopped a run, on the disk: model, batch and what was wrong, for `kinkajou replay`."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from kinkajou.batch import (
     TokenBatch,
     ValueBatch,
 )
+from kinkajou.checkpoint.texts import write_text
 from kinkajou.data.strict_json import JSONFault, parse
 from kinkajou.errors import UserError
 from kinkajou.parallel.strategy import Strategy
@@ -88,12 +88,7 @@ def write_batch(folder: Path, fault: NotFinite, more: Mapping[str, Any]) -> None
         "parts": [[objectives.index(o), rows.tolist()] for o, _, rows in fault.scene.parts],
     }
     save_file(columns, folder / BATCH)
-    aside = folder / f".{ABOUT}.tmp"
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(about, indent=1))
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(folder / ABOUT)
+    write_text(folder / ABOUT, json.dumps(about, indent=1))
 
 
 def read_replay(folder: Path) -> tuple[dict[str, Any], list[TokenBatch], list[Tensor]]:

@@ -10,7 +10,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -32,10 +34,9 @@ from kinkajou.train.checkpoints import Best, Checkpoints, Moment, facts_of, is_d
 from kinkajou.train.console import Console, environment
 from kinkajou.train.diagnosis import Diagnosis, StepFinding, step_finding, stops
 from kinkajou.train.identity import FREE, check_made_from, check_settings, other_machine
-from kinkajou.train.kept import Kept, draw, reading, seed_generators
+from kinkajou.train.kept import Kept, reading, seed_generators
 from kinkajou.train.logs import FINDINGS, LOGS, METRICS, SAMPLES, TIMING, Logs
 from kinkajou.train.nonfinite import NotFinite
-from kinkajou.train.occupied import LOCK
 from kinkajou.train.planned import PLANNED
 from kinkajou.train.replay_folder import keep_replay
 from kinkajou.train.restart import written_by_last_try
@@ -131,10 +132,9 @@ class Run:
         self.console.first = self.behind
         faults.reached("run.start")
         for step in range(self.behind + 1, self.total + 1):
-            self.step = step
+            self.step = NOW.step = step
             self.watcher.step(step)
-            if faults.reached("step.start") == "draw":
-                draw()
+            faults.reached("step.start")
             yield step
         self.watcher.step(self.total + 1)
 
@@ -155,6 +155,7 @@ class Run:
     def phase(self, name: str) -> Iterator[None]:
         """Times a part of the step.  One that ends in a number that is not finite leaves the finding."""
         start = time.monotonic()
+        NOW.phase = name
         try:
             with self.watcher.phase(name), record_function(f"kinkajou/{name}"):
                 yield
@@ -201,29 +202,27 @@ class Run:
 
     def begun(self, round: Round[B]) -> Round[B]:
         """A round that is complete, and that no update has seen yet."""
+        faults.reached("rollout.scored")
         self._round = round
         return round
 
-    def pause(self, round: Round[Any]) -> None:
+    def pause(self) -> None:
         """Between two optimiser steps of a round: saves where that is due, and ends where that was asked for."""
-        self._round = round
-        self._pause(due=self.keep.save_updates > 0 and round.done % self.keep.save_updates == 0)
+        self._pause(due=self.keep.save_updates > 0 and self.place.updates % self.keep.save_updates == 0)
 
     def _pause(self, *, due: bool) -> None:
         """All ranks do the same here: they tell each other what they have heard and how far their writing is."""
         late = self.keep.save_minutes > 0 and time.monotonic() - self._saved_at >= 60 * self.keep.save_minutes
         asked = self.signals.asked
-        votes = [asked == 15, asked == 2, due or (self.writes and late), *self.checkpoints.flags]
+        votes = [asked == SIGTERM, asked == SIGINT, due or (self.writes and late), *self.checkpoints.flags]
         term, interrupt, due, busy, failed = (x > 0 for x in self.strategy.agree(votes))
         self.checkpoints.go_on(busy, failed)
         self.guard.moved = False
-        if lock := LOCK.get():
-            lock.beat()
         if due or term or interrupt:
             self.save()
         if term or interrupt:
             self.checkpoints.settle()
-            raise Stopped(15 if term else 2, self._told())
+            raise Stopped(SIGTERM if term else SIGINT, self._told())
 
     def save(self) -> None:
         """A checkpoint of this moment."""
@@ -340,11 +339,11 @@ class Run:
         if found is None:
             return False
         with reading(found):
-            self._go_on(found, settings, again=anew)
+            self._go_on(found, settings, anew=anew)
         return True
 
-    def _go_on(self, found: Path, settings: Mapping[str, Any], *, again: bool) -> None:
-        """`again`: what the folder has beyond that checkpoint is made again."""
+    def _go_on(self, found: Path, settings: Mapping[str, Any], *, anew: bool) -> None:
+        """`anew`: what the folder has beyond that checkpoint is made again."""
         run, clock = facts_of(found)
         if run["stage"] != self.stage:
             raise UserError(f"{found} is of another stage: {run['stage']}", fix="another --output")
@@ -359,7 +358,7 @@ class Run:
             )
         numbers = run["numbers"]
         if "tokens_per_microbatch" in rounded:  # the new setting holds
-            numbers.pop("budget", None)
+            numbers["budget"] = asdict(self.budget)
         self.kept.restore(self.strategy, found, numbers)
         source = found.parent.parent
         self.behind = self.step = place.step
@@ -370,7 +369,7 @@ class Run:
             said += self.logs.cut({**run["logs"], TIMING: clock.get(TIMING, 0)}, source)
             (self.folder / "done.json").unlink(missing_ok=True)
             write_best(self.folder, self.best)
-            if again and source == self.folder:
+            if anew and source == self.folder:
                 self.checkpoints.forget_after(place)
         if run["round"]:
             self._taken_up = found, run["round"]

@@ -1,14 +1,11 @@
-"""Who looks on at a run: `kinkajou profile` hears where steps and phases begin and end; else what is said about a lost
-rank names them."""
+"""Who looks on at a run from outside: `kinkajou profile` hears where steps and phases begin and end."""
 
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 
-from kinkajou.parallel.whereabouts import NOW
-
 
 class Watcher:
-    """Told by the run what it does; this one only notes where the process is."""
+    """Told by the run what it does; this one does nothing."""
 
     def total(self, own: int) -> int:
         """How many steps the run shall have, of those that its settings say."""
@@ -16,11 +13,9 @@ class Watcher:
 
     def step(self, number: int) -> None:
         """Before each step, and once more behind the last."""
-        NOW.step, NOW.phase = number, ""
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Around each phase."""
-        NOW.phase = name
         return nullcontext()
 
     def tokens(self, phase: str, count: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.trials import kills, mutants, on_ranks, seeds, stall, stops, storage
 from benchmarks.trials.kills import Bench
+from kinkajou.train.console import git_commit
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
@@ -85,7 +86,7 @@ def run(name: str, folder: Path, given: argparse.Namespace) -> bool:
         if not campaign.right(rows[-1]):
             print(number, json.dumps(rows[-1], indent=1), file=sys.stderr, flush=True)
         if given.write:
-            found = {"planned": len(jobs), "summary": campaign.summary(rows), "trials": rows}
+            found = {"planned": len(jobs), "commit": git_commit(), "summary": campaign.summary(rows), "trials": rows}
             path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({"planned": len(jobs), **campaign.summary(rows)}))
     return all(map(campaign.right, rows))

@@ -45,12 +45,16 @@ def left_alone(bench: Bench, variant: str) -> dict[str, str]:
     return digests(home / RUN)
 
 
+ALONE = {f"save.{name}" for name in ("begin", "files", "manifest", "synced", "renamed", "pruned")} | {"step.logged"}
+"""Points that the main process alone comes to."""
+
+
 def tried(bench: Bench, variant: str, point: str, seed: int) -> dict[str, Any]:
     """One rank dies at a point (rank 0 where rank 1 does not come to it), the job ends, the next one goes on."""
     wanted = left_alone(bench, variant)
     bench.left_alone(variant)
     dice = random.Random(f"{variant}/{point}/{seed}")
-    rank = 0 if point.startswith("save.") or point == "step.logged" else dice.randrange(RANKS)
+    rank = 0 if point in ALONE else dice.randrange(RANKS)
     fault = f"{point}:{dice.randint(1, bench.counts[variant][point])}:kill@{rank}"
     home, arguments = bench.home("ranks-trial"), bench.recipe(variant)
     died, seconds, first = torchrun(home, arguments, fault)

@@ -58,7 +58,7 @@ def of_mutants() -> str:
 NAMES = {
     "term": "SIGTERM",
     "int": "SIGINT",
-    "term twice": "SIGTERM, and again 2 ms later",
+    "term twice": "SIGTERM, and SIGINT 2 ms later",
     "kill": "SIGKILL at any moment",
 }
 
@@ -81,13 +81,17 @@ def of_storage() -> str:
             kind,
             len(found),
             sum(row["code"] == 4 for row in found),
+            sum(row["kept"] > 0 for row in found),
             sum(row["damaged"] for row in found),
-            sum(not row.get("then") and not row.get("different") for row in found),
+            f"{sum(not row['then'] and not row['different'] for row in found if 'then' in row)} of "
+            f"{sum('then' in row for row in found)}",
             f"{max(row['seconds'] for row in found):.2f} s",
         ]
         for kind, found in kinds.items()
     ]
-    return table(["fault", "trials", "exit 4", "damaged checkpoints", "equal in the end", "slowest"], rows)
+    return table(
+        ["fault", "trials", "exit 4", "with a checkpoint before", "damaged ones", "gone on, equal", "slowest"], rows
+    )
 
 
 def of_seeds() -> str:

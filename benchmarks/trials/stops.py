@@ -26,7 +26,7 @@ BEFORE = (-signal.SIGTERM, -signal.SIGINT, 130)
 def stopped(bench: Bench, variant: str, kind: str, twice: bool, seed: int) -> dict[str, Any]:
     """One run, a signal at a moment of its training, and the run that goes on.
 
-    `twice`: a second signal follows at once, and nothing is saved.  A moment that comes after the end is drawn again.
+    `twice`: another signal follows at once, and nothing is saved.  A moment that comes after the end is drawn again.
     """
     wanted = bench.left_alone(variant)
     dice = random.Random(f"{variant}/{kind}/{seed}")
@@ -62,7 +62,7 @@ def signalled(work: Callable[[], int], home: Path, number: int, moment: float, t
     os.kill(pid, number)
     if twice:
         time.sleep(0.002)
-        os.kill(pid, number)
+        os.kill(pid, signal.SIGINT)  # another one: the same twice within half a second is one
     return forked.wait(pid, log, began=began)
 
 

@@ -97,8 +97,9 @@ def read_only(bench: Bench, variant: str) -> dict[str, Any]:
 
 
 def short_files(bench: Bench, variant: str) -> dict[str, Any]:
-    """No file may be longer than 24 KiB: the model's is."""
+    """A run that has a checkpoint goes on where no file may be longer than 24 KiB: the model's is."""
     home, log = bench.home(f"short-{variant}"), bench.folder / "short.log"
+    forked.run(forked.command(home, *bench.recipe(variant), fault="step.logged:4:kill"), log)
     work = forked.command(home, *bench.recipe(variant), before=limit)
     row = told(variant, "file-size limit", forked.run(work, log), home / RUN)
     again = forked.run(forked.command(home, *bench.recipe(variant)), log)
@@ -120,8 +121,8 @@ def jobs(bench: Bench) -> list[Callable[[], dict[str, Any]]]:
     for variant in ("sft-adapter", "ppo"):  # they delete older checkpoints, so that they come to every point
         found += [partial(no_space_at, bench, variant, point) for point in POINTS]
     for variant in ("sft", "reward-bf16", "prefer", "ppo", "grpo-best"):
-        found += [partial(full_disk, bench, variant, part) for part in (0.1, 0.45, 0.8)]
-        found += [partial(full_disk, bench, variant, part, unseen=True) for part in (0.15, 0.35, 0.55, 0.75)]
+        found += [partial(full_disk, bench, variant, part) for part in (0.45, 0.7, 0.95)]
+        found += [partial(full_disk, bench, variant, part, unseen=True) for part in (0.35, 0.6, 0.75, 0.9)]
         found += [partial(read_only, bench, variant), partial(short_files, bench, variant)]
     return found
 

@@ -2,17 +2,20 @@
 
 import hashlib
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from kinkajou import faults
+from kinkajou.checkpoint.manifest import seal
 from kinkajou.errors import UserError
-from kinkajou.train.signals import Stopped
+from kinkajou.train.signals import Signals, Stopped
 from small import Small, metrics, say, steps_kept, write_rows
 
 CLOCK = {"clock.json", "manifest.json"}
@@ -77,6 +80,44 @@ def test_a_signal_saves_and_ends(number: str, code: int, small: Small, tmp_path:
     faults.arm("")
     small.run("ppo", run, **changes)
     assert left_of(run) == left_of(whole)
+
+
+def test_two_of_the_same_signal_at_once_are_one_and_another_ends() -> None:
+    """A launcher passes on what its group has got already."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with Signals() as held:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            os.write(write, b"held" if held.asked == signal.SIGTERM else b"lost")
+            signal.raise_signal(signal.SIGINT)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.read(read, 9) == b"held"
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGINT
+    os.close(read)
+    os.close(write)
+
+
+@pytest.mark.parametrize("lost", ["optimizer.safetensors", "critic_optimizer.safetensors", "random.json", "numbers"])
+def test_a_sealed_checkpoint_that_lacks_a_part_is_refused(lost: str, small: Small, tmp_path: Path) -> None:
+    """Nothing begins anew in silence: Adam without its moments would."""
+    broken_off(small, "ppo", tmp_path / "run", "step.end:4", save_every=3)
+    folder = tmp_path / "run" / "checkpoints" / "step-000003"
+    if lost == "numbers":
+        run = json.loads((folder / "state" / "run.json").read_text())
+        del run["numbers"]["rl"]
+        (folder / "state" / "run.json").write_text(json.dumps(run))
+    else:
+        (folder / "state" / lost).unlink()
+    seal(folder)
+    with pytest.raises(UserError) as refused:
+        small.run("ppo", tmp_path / "run", save_every=3)
+    assert refused.value.exit_code == 4
+    assert (
+        lost.partition(".")[0] if lost != "numbers" else "rl"
+    ) in f"{refused.value.problem} {refused.value.evidence}"
 
 
 def test_a_run_that_is_done_is_left_as_it_is(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,7 +210,7 @@ def test_another_folder_then_goes_on_by_itself(small: Small, tmp_path: Path) -> 
 
 
 def test_numbers_that_stop_a_run_save_it_first(small: Small, tmp_path: Path) -> None:
-    """In the first update of step 3: weights, and statistics of scores, are those of step 2."""
+    """In the first update of step 3: what is saved is step 2, and the run ends as if nothing had been."""
     changes = {"max_skipped": 0, "score_scale": "std", "epochs": 1, "minibatch_size": 8}
     whole, run = tmp_path / "whole", tmp_path / "run"
     small.run("grpo", whole, **changes)
@@ -182,6 +223,9 @@ def test_numbers_that_stop_a_run_save_it_first(small: Small, tmp_path: Path) -> 
     small.run("grpo", run, **changes)
     (same,) = {row["score_std_running"] for row in (metrics(whole)[-1], metrics(run)[-1])}
     assert same > 0
+    assert metrics(run) == metrics(whole)
+    ends = [load_file(folder / "checkpoints" / "step-000005" / "model.safetensors") for folder in (whole, run)]
+    assert all(torch.equal(x, ends[1][name]) for name, x in ends[0].items())
 
 
 def test_the_best_goes_along_into_another_folder(small: Small, tmp_path: Path) -> None:

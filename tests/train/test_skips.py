@@ -119,7 +119,7 @@ def findings(run: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run / "findings.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("stage", ["sft", "ppo", "grpo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "prefer", "ppo", "grpo"])
 @pytest.mark.parametrize("point", ["update.forward", "update.backward"])
 def test_a_run_goes_on_without_the_step(
     stage: str, point: str, small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -36,11 +36,12 @@ class Guard:
     def left_out(self, name: str, fault: NotFinite, *, hopeless: bool = False) -> None:
         """Counts it; raises it where it is one too many in a row, or `hopeless`."""
         skips = self.skips
-        number = skips.in_a_row[name] = skips.in_a_row.get(name, 0) + 1
+        number = skips.in_a_row.get(name, 0) + 1
+        if number > self.limit or hopeless:  # not left out: a run that goes on tries it again
+            raise fault.ending(number, self.keep(fault))
+        skips.in_a_row[name] = number
         skips.total += 1
         skips.this_step += 1
-        if number > self.limit or hopeless:
-            raise fault.ending(number, self.keep(fault))
         self.tell(fault, number)
 
     def reported(self) -> dict[str, float]:

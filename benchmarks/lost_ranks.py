@@ -13,6 +13,7 @@ import random
 import re
 import secrets
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -153,7 +154,7 @@ def table(rows: list[Row]) -> str:
             own = [row for row in rows if (row["stage"], row["how"]) == (stage, how) and row["begun"]]
             times = sorted(row["seconds"] for row in own)
             if times:
-                spread = f"{times[len(times) // 2]:.1f} and {times[-1]:.1f} s"
+                spread = f"{statistics.median(times):.1f} and {times[-1]:.1f} s"
                 lines.append(f"| {stage} | {how} | {len(own)} | {sum(map(right, own))} | {spread} |")
     return "\n".join(lines)
 

@@ -242,6 +242,13 @@ def test_the_best_goes_along_into_another_folder(small: Small, tmp_path: Path) -
     assert done["checkpoint"] == kept.name
 
 
+def test_a_folder_that_is_not_there(small: Small, tmp_path: Path) -> None:
+    """Told before records or models are read."""
+    with pytest.raises(UserError, match="no folder nowhere to go on from"):
+        small.run("sft", tmp_path / "run", resume="nowhere", data="neither")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_earlier_step_of_its_own(small: Small, tmp_path: Path) -> None:
     """What came later is forgotten only where that was asked for."""
     run = tmp_path / "run"

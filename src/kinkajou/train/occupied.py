@@ -27,6 +27,8 @@ def occupied(stage: str, cfg: config.StageConfig) -> Iterator[bool]:
     if int(os.environ.get("RANK", "0")):  # the first process looks and locks for all
         yield True
         return
+    if cfg.keep.resume and not Path(cfg.keep.resume).is_dir():
+        raise UserError(f"there is no folder {cfg.keep.resume} to go on from", fix="--resume a run's folder")
     fresh = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         probe(folder)

@@ -18,7 +18,12 @@ TORCH, HF = {"torch"}, {"transformers", "tokenizers"}
 RULES: dict[str, tuple[set[str], set[str]]] = {
     "__init__.py": (set(), set()),
     "__main__.py": (set(), {"cli", "output"}),
-    "cli.py": ({"cyclopts"}, {"config", "errors", "train", "chat", "demo", "runs", "verify"}),
+    "cli.py": ({"cyclopts"}, {"config", "errors", "commands", "flags", "train"}),
+    "flags.py": ({"cyclopts"}, {"config"}),
+    "commands.py": (
+        {"cyclopts"},
+        {"config", "flags", "train", "chat", "serve", "quant", "demo", "runs", "verify"},
+    ),
     "errors.py": (set(), set()),
     "faults.py": (TORCH | {"numpy"}, {"errors"}),
     "exchange.py": (set(), {"data"}),
@@ -58,7 +63,30 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"train", "config", "errors", "findings", "faults", "batch", "memory", "checkpoint"}
         | {"algos", "models", "data", "parallel", "engine", "rewards", "evals", "plan"},
     ),
-    "chat.py": (TORCH, {"config", "errors", "batch", "data", "engine", "models"}),
+    "quant/": (
+        TORCH | HF | {"peft", "safetensors", "bitsandbytes", "gguf", "numpy", "rich"},
+        {
+            "quant",
+            "config",
+            "errors",
+            "batch",
+            "algos",
+            "checkpoint",
+            "data",
+            "engine",
+            "hub",
+            "models",
+            "rewards",
+            "evals",
+        }
+        | {"untrusted"},
+    ),
+    "chat/": (TORCH | {"rich"}, {"chat", "config", "errors", "batch", "data", "engine", "models", "quant"}),
+    "serve/": (
+        {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "httpx"},
+        {"serve", "config", "errors", "data", "exchange"},
+    ),
+    "serve/worker": (TORCH, {"serve", "errors", "batch", "data", "engine", "models", "quant", "rewards", "memory"}),
     "runs.py": ({"rich"}, {"checkpoint", "data", "errors"}),
     "verify.py": ({"rich"}, {"checkpoint", "errors"}),
     "demo.py": (
@@ -66,7 +94,10 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"config", "errors", "batch", "data", "engine", "models", "report", "rewards", "train"},
     ),
 }
-READS_CONFIG = ("config/", "train/", "cli.py", "chat.py", "demo.py")
+READS_CONFIG = (
+    *("config/", "train/", "cli.py", "commands.py", "flags.py", "demo.py", "chat/"),
+    *("quant/command.py", "quant/export.py", "serve/start.py"),
+)
 GROUP = ("Config", "Algorithm", "Numerics")
 # Plumbing of the formulas: nothing that a paper could be cited for.
 NO_SOURCE = {"alone", "masked_mean", "whiten", "explained_variance", "token_logps", "entropy"}

@@ -1,18 +1,18 @@
 """The command line.  Nothing heavy is imported before a command runs, so `--help` is quick."""
 
-import contextlib
-import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
 
 from kinkajou import __version__, config
+from kinkajou.commands import chat, demo, eval_app, export, quantize, replay, runs, sample, serve, verify
 from kinkajou.errors import UserError, did_you_mean
+from kinkajou.flags import grouped, names_of
 
 STAGES: dict[str, tuple[type[Any], str]] = {
     "sft": (config.SFTConfig, "Supervised fine-tuning on demonstrations."),
@@ -70,7 +70,7 @@ BORROWING = {
     If it does not fit: the smallest changes that make it fit, and the largest model that does.""",
     ),
 }
-OTHERS = ("sample", "eval", "chat", "runs", "verify", "replay", "demo")
+OTHERS = ("sample", "eval", "chat", "serve", "quantize", "export", "runs", "verify", "replay", "demo")
 HELP = """Chat models from human feedback.
 
 `kinkajou demo` shows the whole way in five minutes. A stage takes a recipe and flags that override it:
@@ -91,13 +91,9 @@ def make_app(recipe: Sequence[Any] = ()) -> cyclopts.App:
         app.command(stage(name, kind, summary), name=name)
     for verb, borrowing in BORROWING.items():
         app.command(borrowing_app(verb, borrowing))
-    app.command(sample)
     app.command(eval_app())
-    app.command(chat)
-    app.command(runs)
-    app.command(verify)
-    app.command(replay)
-    app.command(demo)
+    for plain in (sample, chat, serve, quantize, export, runs, verify, replay, demo):
+        app.command(plain)
     return app
 
 
@@ -151,154 +147,6 @@ def borrowed(borrowing: Borrowing, name: str, kind: type[Any]) -> Callable[..., 
         "return": None,
     }
     return command
-
-
-def grouped(kind: type[Any]) -> type[Any]:
-    """Marks every nested group so that its fields become flags without a prefix, and numbers as what they are."""
-    for item in fields(kind):
-        if isinstance(item.type, type) and is_dataclass(item.type):
-            kind.__annotations__[item.name] = Annotated[grouped(item.type), Parameter(name="*")]
-        elif item.type is int:
-            kind.__annotations__[item.name] = Annotated[int, Parameter(converter=whole)]
-        elif item.type == int | None:
-            kind.__annotations__[item.name] = Annotated[int | None, Parameter(converter=whole_or_none)]
-        elif item.type in (float, float | None):
-            read = number if item.name in config.UNBOUNDED else finite
-            kind.__annotations__[item.name] = Annotated[item.type, Parameter(converter=read)]
-        elif item.type == tuple[str, ...]:  # --stop-on A B, or --stop-on A --stop-on B
-            kind.__annotations__[item.name] = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
-    return kind
-
-
-def names_of(kind: type[Any]) -> set[str]:
-    """The flags of a config class, those of its groups included."""
-    found = set[str]()
-    for item in fields(kind):
-        found |= names_of(item.type) if isinstance(item.type, type) and is_dataclass(item.type) else {item.name}
-    return found
-
-
-def whole(kind: Any, tokens: Sequence[cyclopts.Token]) -> int:
-    """A whole number of 64 bits, 1e3 included; cyclopts alone would make 2 of 2.5."""
-    word, value = tokens[0].value, None
-    with contextlib.suppress(ValueError):
-        value = float(word)
-        value = int(word)
-    if value is not None and -(2**63) <= value < 2**63 and value == int(value):
-        return int(value)
-    raise unreadable(tokens[0], "int")
-
-
-def number(kind: Any, tokens: Sequence[cyclopts.Token], *, most: float = math.inf) -> float | None:
-    word = tokens[0].value
-    if type(None) in get_args(kind) and word.lower() in ("none", "null"):
-        return None
-    with contextlib.suppress(ValueError):
-        if abs(value := float(word)) <= most:  # which NaN is not
-            return value
-    raise unreadable(tokens[0], "float" if most == math.inf else "a finite number")
-
-
-def finite(kind: Any, tokens: Sequence[cyclopts.Token]) -> float | None:
-    """Infinity is refused where it means nothing: a learning rate of it would train garbage."""
-    return number(kind, tokens, most=sys.float_info.max)
-
-
-def unreadable(token: cyclopts.Token, kind: str) -> ValueError:
-    place = "" if token.source in ("", "cli") else f" from {token.source}"
-    return ValueError(f'unable to convert "{token.value}"{place} into {kind}')
-
-
-def whole_or_none(kind: Any, tokens: Sequence[cyclopts.Token]) -> int | None:
-    return None if tokens[0].value.lower() in ("none", "null") else whole(kind, tokens)
-
-
-for plain in (config.ChatConfig, config.DemoConfig, config.EvalRewardConfig, config.SampleConfig):
-    grouped(plain)
-
-
-def sample(*, cfg: Annotated[config.SampleConfig | None, Parameter(name="*")] = None) -> None:
-    """Answer prompts several times and write the best (or best against worst) as training data."""
-    from kinkajou.train.sample import sample_data
-
-    sample_data(cfg or config.SampleConfig())
-
-
-def eval_app() -> cyclopts.App:
-    """The commands `eval NAME`."""
-    app = cyclopts.App(name="eval", help="Measure what was trained.")
-    app.command(eval_reward, name="reward")
-    return app
-
-
-def eval_reward(*, cfg: Annotated[config.EvalRewardConfig | None, Parameter(name="*")] = None) -> None:
-    """A reward model's health on held-out pairs: accuracy, calibration, length and format bias, subsets."""
-    from kinkajou.train.eval_reward import eval_reward as show
-
-    show(cfg or config.EvalRewardConfig())
-
-
-def chat(folder: Path, *, cfg: Annotated[config.ChatConfig, Parameter(name="*")] | None = None) -> None:
-    """Talk to a trained model in the terminal.
-
-    Parameters
-    ----------
-    folder
-        A model's folder or a run's.
-    """
-    from kinkajou.chat import talk
-
-    talk(str(folder), cfg or config.ChatConfig())
-
-
-def runs(folder: Path = Path("."), /, *, json: bool = False) -> None:
-    """List the runs of a folder: state, step, newest whole checkpoint, best, last metrics.
-
-    Parameters
-    ----------
-    folder
-        A run's folder, or one with runs in it or one level below.
-    json
-        Print a JSON array instead of a table.
-    """
-    from kinkajou.runs import runs as show
-
-    show(folder, as_json=json)
-
-
-def verify(folder: Path, /, *, json: bool = False) -> None:
-    """Check that checkpoints are what was written, file by file: exit code 0, or 4 where one is damaged.
-
-    Parameters
-    ----------
-    folder
-        A checkpoint, or a run's folder: all its checkpoints.
-    json
-        Print a JSON array instead of a table.
-    """
-    from kinkajou.verify import verify as show
-
-    show(folder, as_json=json)
-
-
-def replay(folder: Path, /) -> None:
-    """Make the step that stopped a run once more, and say where it first goes wrong: exit code 1 if it does not.
-
-    Parameters
-    ----------
-    folder
-        What the run wrote: RUN/replay/step-000012.
-    """
-    from kinkajou.train.replay import replay as again
-
-    again(folder)
-
-
-def demo(*, cfg: Annotated[config.DemoConfig, Parameter(name="*")] | None = None) -> None:
-    """SFT, reward model and PPO on a toy world with a checker that knows the truth."""
-    from kinkajou.demo import run_demo
-
-    run_demo(cfg or config.DemoConfig())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

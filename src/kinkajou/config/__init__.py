@@ -32,6 +32,7 @@ from kinkajou.config.rl import (
     ShapingConfig,
     SurrogateConfig,
 )
+from kinkajou.config.serving import DoorConfig, ExportConfig, HostingConfig, QuantizeConfig, ServeConfig
 from kinkajou.config.tools import (
     ChatConfig,
     CheckConfig,
@@ -57,11 +58,14 @@ __all__ = [
     "ClipConfig",
     "DataConfig",
     "DemoConfig",
+    "DoorConfig",
     "EngineConfig",
     "EvalRewardConfig",
+    "ExportConfig",
     "GRPOAlgorithm",
     "GRPOConfig",
     "GRPONumerics",
+    "HostingConfig",
     "JudgeConfig",
     "KLConfig",
     "KeepConfig",
@@ -76,6 +80,7 @@ __all__ = [
     "PreferenceLossConfig",
     "ProfileConfig",
     "PtxConfig",
+    "QuantizeConfig",
     "RLConfig",
     "RLOptimConfig",
     "RewardConfig",
@@ -83,6 +88,7 @@ __all__ = [
     "RunConfig",
     "SFTConfig",
     "SampleConfig",
+    "ServeConfig",
     "ShapingConfig",
     "StageConfig",
     "SurrogateConfig",

@@ -13,6 +13,10 @@ from kinkajou.errors import UserError
 class ChatConfig:
     system: str = ""
     """System message."""
+    bits: Literal[16, 8, 4] = 16
+    """8 or 4: quantise the weights while loading. 16: as they are."""
+    versus: str = ""
+    """A second model's folder or run: both answer, side by side."""
     message: str | None = None
     """Answer this one message and leave, instead of a conversation."""
     max_new_tokens: int = 256

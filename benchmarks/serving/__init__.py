@@ -1,0 +1,1 @@
+"""What the server holds: load, overload, disconnects, memory, abuse, drain."""

@@ -18,6 +18,8 @@ class Turn:
 
     role: Literal["system", "user", "assistant"]
     content: str
+    ended: bool = True
+    """False: an answer that was cut off, with no end token after it (a scorer's affair)."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,10 @@ class Token:
 
 @dataclass(frozen=True)
 class Began:
-    """The first event of every job: its prompt has been read."""
+    """The first event of every job: its prompt has been read.
+
+    A backend that learns the number of tokens only at the end says it once more.
+    """
 
     prompt_tokens: int
     dropped_turns: int = 0

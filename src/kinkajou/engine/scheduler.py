@@ -27,9 +27,11 @@ class Sample:
     sampling: Sampling = PLAIN
     stops: tuple[str, ...] = ()
     """Texts at which the answer ends; needs a decoder."""
+    likeliest: int | None = None
+    """How many other tokens are told with each one, under the model's own distribution; None: not even its own."""
     tokens: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
-    finished: Literal["", "end", "stop", "length"] = ""
+    finished: Literal["", "end", "stop", "length", "dropped"] = ""
     dice: NDArray[np.float64] = field(init=False)
     """The uniform number of each of its tokens: they depend on its own seed alone."""
 
@@ -61,11 +63,21 @@ class Scheduler:
     waiting: deque[Sample] = field(default_factory=deque)
     running: list[Sample] = field(default_factory=list)
     wanted: Counter[tuple[int, ...]] = field(default_factory=Counter)
-    """Waiting samples of each prompt."""
+    """Waiting samples of each prompt, one at least."""
 
     def add(self, sample: Sample) -> None:
         self.waiting.append(sample)
         self.wanted[sample.prompt] += 1
+
+    def leave(self, sample: Sample) -> None:
+        """Takes a sample out of the queue."""
+        self.waiting.remove(sample)
+        self._unwanted(sample.prompt)
+
+    def _unwanted(self, prompt: tuple[int, ...]) -> None:
+        self.wanted[prompt] -= 1
+        if not self.wanted[prompt]:
+            del self.wanted[prompt]
 
     @property
     def due(self) -> bool:
@@ -85,7 +97,7 @@ class Scheduler:
             filled += cost
             sample = self.waiting.popleft()
             prompts.add(sample.prompt)
-            self.wanted[sample.prompt] -= 1
+            self._unwanted(sample.prompt)
             admitted.append(sample)
         return admitted
 

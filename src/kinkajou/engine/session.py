@@ -3,6 +3,7 @@
 `step()` is the whole of it: fill free slots, or let every running sample say its next tokens.
 """
 
+import math
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -32,6 +33,14 @@ class Said:
     sample: Sample
     token: int
     logp: float
+    own: float = math.nan
+    """Its log-probability before temperature and cuts, where the sample asks for that."""
+    likeliest: tuple[tuple[int, float], ...] = ()
+    """The tokens that the model held most likely, and their log-probabilities."""
+
+
+Opinion = tuple[float, tuple[tuple[int, float], ...]]
+"""`Said.own` and `Said.likeliest`."""
 
 
 class Session:
@@ -65,6 +74,18 @@ class Session:
 
     def add(self, sample: Sample) -> None:
         self.scheduler.add(sample)
+
+    def drop(self, sample: Sample) -> None:
+        """Ends a sample that waits or runs, between steps: its slot is free for the next one."""
+        if sample.finished:
+            return
+        sample.finished = "dropped"
+        if sample in self.scheduler.waiting:
+            self.scheduler.leave(sample)
+            if sample.prompt not in self.scheduler.wanted:
+                self._first.pop(sample.prompt, None)
+        else:
+            self.scheduler.drop_finished(self.cache.move, self.cache.release)
 
     @property
     def busy(self) -> bool:
@@ -107,10 +128,11 @@ class Session:
                 self.cache.copy(holders[sample.prompt], slot, len(sample.prompt))
         logits = torch.stack([self._first[sample.prompt] for sample in admitted])
         running += admitted
-        self._first = {prompt: row for prompt, row in self._first.items() if self.scheduler.wanted[prompt] > 0}
+        self._first = {prompt: row for prompt, row in self._first.items() if prompt in self.scheduler.wanted}
         with record_function("kinkajou/sample"):
             tokens, logps = self._draw(logits, admitted, self._dice(admitted, 1)[0])
-        return self._taken(admitted, tokens[None], logps[None])
+            told = opinions(logits, tokens, admitted)
+        return self._taken(admitted, [tokens], [logps], [told])
 
     def _prefill(self, prompts: list[tuple[int, ...]], slots: list[int]) -> Tensor:
         """Logits of what follows each prompt.  -> (len(prompts), v)."""
@@ -129,19 +151,22 @@ class Session:
         positions = torch.tensor([sample.length for sample in running], device=self.device)
         dice = self._dice(running, steps)
         found = []
+        told: list[dict[int, Opinion]] = []
         for i in range(steps):
-            if self.graphs is not None and self._alike(running):
+            if self.graphs is not None and self._alike(running) and not curious(running):
                 with record_function("kinkajou/decode"):
                     drawn = self.graphs.run(tokens, positions + i, dice[i], running[0].sampling)
+                told.append({})
             else:
                 with record_function("kinkajou/decode"):
                     layout = self.cache.decode(positions + i, max(sample.length for sample in running) + 1 + i)
                     logits = self._logits(tokens, positions + i, layout)
                 with record_function("kinkajou/sample"):
                     drawn = self._draw(logits, running, dice[i])
+                    told.append(opinions(logits, drawn[0], running))
             tokens = drawn[0]
             found.append(drawn)
-        return self._taken(running, torch.stack([x for x, _ in found]), torch.stack([y for _, y in found]))
+        return self._taken(running, [x for x, _ in found], [y for _, y in found], told)
 
     def _burst(self, running: list[Sample]) -> int:
         """What needs the text so far needs every token at once; no sample runs over its end of the cache."""
@@ -193,12 +218,32 @@ class Session:
         seen = torch.tensor([*sample.prompt, *sample.tokens], device=self.device)
         return penalised(logits, seen, sample.sampling.repetition_penalty)
 
-    def _taken(self, samples: list[Sample], tokens: Tensor, logps: Tensor) -> list[Said]:
-        """Hands drawn tokens to their samples; those after a sample's end do not count.  (steps, n) twice."""
+    def _taken(
+        self, samples: list[Sample], tokens: list[Tensor], logps: list[Tensor], told: list[dict[int, Opinion]]
+    ) -> list[Said]:
+        """Hands drawn tokens to their samples; those after a sample's end do not count.  (n,) for each step."""
         said = []
-        for row_tokens, row_logps in zip(tokens.tolist(), logps.tolist(), strict=True):
-            for sample, token, logp in zip(samples, row_tokens, row_logps, strict=True):
+        steps = zip(torch.stack(tokens).tolist(), torch.stack(logps).tolist(), told, strict=True)
+        for row_tokens, row_logps, opinion in steps:
+            for i, (sample, token, logp) in enumerate(zip(samples, row_tokens, row_logps, strict=True)):
                 if not sample.finished:
                     sample.take(token, logp, self.ends, self.decode)
-                    said.append(Said(sample, token, logp))
+                    said.append(Said(sample, token, logp, *opinion.get(i, ())))
         return said
+
+
+def curious(samples: list[Sample]) -> bool:
+    return any(sample.likeliest is not None for sample in samples)
+
+
+def opinions(logits: Tensor, tokens: Tensor, samples: list[Sample]) -> dict[int, Opinion]:
+    """For each row that asks: its token's own log-probability, and the likeliest tokens.  (n, v), (n,)."""
+    if not curious(samples):
+        return {}
+    rows = [i for i, sample in enumerate(samples) if sample.likeliest is not None]
+    most = max(samples[i].likeliest or 0 for i in rows)
+    logps = logits[rows].float().log_softmax(-1)
+    own = logps.gather(-1, tokens[rows, None]).squeeze(-1).tolist()
+    values, indices = logps.topk(min(most, logps.shape[-1]))
+    pairs = zip(rows, own, indices.tolist(), values.tolist(), strict=True)
+    return {i: (x, tuple(zip(ids, ps, strict=True))[: samples[i].likeliest]) for i, x, ids, ps in pairs}

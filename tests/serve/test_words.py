@@ -2,7 +2,7 @@
 
 import random
 import re
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ def cuts(text: str, most: int) -> list[list[str]]:
     for count in range(most + 1):
         for places in combinations(range(1, len(text)), count):
             edges = [0, *places, len(text)]
-            found.append([text[a:b] for a, b in zip(edges, edges[1:], strict=False)])
+            found.append([text[a:b] for a, b in pairwise(edges)])
     return found
 
 
@@ -41,7 +41,7 @@ def cuts(text: str, most: int) -> list[list[str]]:
         (["c++"], "(c++y", "("),
         (["$$"], "ab$$cd", "ab"),
         (["坏话"], "这是坏话吗", "这是"),
-        (["ΣΑΣ"], "ο σας εδώ", "ο "),
+        (["ΣΑΣ"], "- σας εδώ", "- "),
         (["é"], "caf é", "caf "),
         (["x\U0001f600"], "ok x\U0001f600 no", "ok "),
     ],
@@ -76,7 +76,7 @@ def test_random_texts_against_the_definition() -> None:
         ]
         places = sorted(dice.sample(range(len(text) + 1), dice.randint(0, min(4, len(text)))))
         edges = [0, *places, len(text)]
-        pieces = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        pieces = [text[a:b] for a, b in pairwise(edges)]
         shown, hit = said(Words(words, "no"), pieces)
         assert hit is bool(starts), (words, pieces)
         if not hit:

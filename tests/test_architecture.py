@@ -86,7 +86,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "httpx"},
         {"serve", "config", "errors", "data", "exchange"},
     ),
-    "serve/worker": (TORCH, {"serve", "errors", "batch", "data", "engine", "models", "quant", "rewards", "memory"}),
+    "serve/worker": (TORCH, {"serve", "errors", "faults", "batch", "data", "engine", "models", "quant", "rewards", "memory"}),
     "runs.py": ({"rich"}, {"checkpoint", "data", "errors"}),
     "verify.py": ({"rich"}, {"checkpoint", "errors"}),
     "demo.py": (

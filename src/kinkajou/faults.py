@@ -36,6 +36,7 @@ POINTS: dict[str, str] = {
     "save.pruned": "an older checkpoint has been deleted",
     "resume.read": "a checkpoint has been read, nothing has been trained",
     "judge.scores": "scores have come from the judge",
+    "worker.step": "a model that is served is about to say its next tokens",
 }
 ACTIONS = ("kill", "raise", "enospc", "oom", "nan", "sleep", "stop", "term", "int", "draw")
 

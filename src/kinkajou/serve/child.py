@@ -1,0 +1,135 @@
+"""A worker process as this one sees it: started, spoken to in lines of JSON, started again when it dies, ended.
+
+No request waits in here: what a line tells is handed on at once.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from kinkajou.errors import UserError
+from kinkajou.serve.backend import State
+
+LINE = 1 << 26
+"""Bytes of the longest line: one step's pieces of all slots."""
+TRIES, WITHIN_S, PAUSE_S = 3, 300.0, 0.5
+"""A worker that dies is started again that often in that many seconds, after a pause that doubles."""
+END_S = 5.0
+Line = dict[str, Any]
+
+
+class Child:
+    """`arguments` go to `kinkajou.serve.worker`; `take` gets each line, `die` hears that open asks are lost."""
+
+    def __init__(self, arguments: Line, *, take: Callable[[Line], None], die: Callable[[], None]) -> None:
+        self.arguments, self.take, self.die = arguments, take, die
+        self.state: State = "starting"
+        self.facts: Line = {}
+        self.lost = asyncio.Event()
+        """Set when it will not be started again."""
+        self.process: asyncio.subprocess.Process | None = None
+        self.watch: asyncio.Task[None] | None = None
+        self.deaths: deque[float] = deque(maxlen=TRIES + 1)
+
+    async def start(self) -> None:
+        """Returns once the worker is ready; UserError for what it says of its load."""
+        try:
+            await self._spawn()
+        except BaseException:
+            await self.close()
+            raise
+        self.watch = asyncio.create_task(self._watch())
+
+    async def _spawn(self) -> None:
+        self.process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "kinkajou.serve.worker", json.dumps(self.arguments)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=LINE,
+            start_new_session=True,  # ctrl-C is for this process, which drains before it ends the worker
+        )
+        first = await self._line()
+        if first is None:
+            raise UserError(
+                "the model's process ended while it was loading",
+                evidence=f"exit code {await self.process.wait()}; its own words stand above",
+                fix="is there enough memory? try --bits 8, fewer --slots or a shorter --context",
+                exit_code=5,
+            )
+        if fault := first.get("fault"):
+            problem, evidence, fix, code = fault
+            raise UserError(problem, evidence=evidence, fix=fix, exit_code=code)
+        self.facts, self.state = first["ready"], "ready"
+
+    async def _line(self) -> Line | None:
+        assert self.process
+        assert self.process.stdout
+        line = await self.process.stdout.readline()
+        found: Line | None = json.loads(line) if line.endswith(b"\n") else None
+        return found
+
+    async def _watch(self) -> None:
+        """Hands lines on until the worker has gone for good."""
+        while True:
+            while (line := await self._line()) is not None:
+                self.take(line)
+            await self._ended()
+            if not await self._again():
+                self.lost.set()
+                return
+
+    async def _ended(self) -> None:
+        assert self.process
+        self.state = "broken"
+        self.die()
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        code = await self.process.wait()
+        self.deaths.append(time.monotonic())
+        print(f"a model's process ended with code {code}", file=sys.stderr, flush=True)
+
+    async def _again(self) -> bool:
+        """Whether it could be started again."""
+        while True:
+            recent = sum(time.monotonic() - at < WITHIN_S for at in self.deaths)
+            if recent > TRIES:
+                return False
+            await asyncio.sleep(PAUSE_S * 2 ** (recent - 1))
+            try:
+                await self._spawn()
+            except UserError as fault:  # what could be loaded before cannot now
+                print(fault, file=sys.stderr, flush=True)
+                self.deaths.append(time.monotonic())
+                continue
+            return True
+
+    def send(self, line: Line) -> None:
+        """Only while it is ready."""
+        assert self.process
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+
+    async def close(self) -> None:
+        """Ends the worker: by the end of its input, by force if it does not heed it."""
+        self.state = "closed"
+        if self.watch is not None:
+            self.watch.cancel()
+            with suppress(asyncio.CancelledError):
+                await self.watch
+        self.die()
+        process = self.process
+        if process is None or process.returncode is not None:
+            return
+        if process.stdin:
+            process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), END_S)
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()

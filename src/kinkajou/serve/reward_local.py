@@ -1,0 +1,68 @@
+"""A reward model in a process of its own as a scorer."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import count
+
+from kinkajou.serve.backend import Broken, Refused, State, Turn
+from kinkajou.serve.child import Child, Line
+from kinkajou.serve.local import GONE, Hosting
+
+
+class LocalScorer:
+    """Scores chats one after the other; of `hosting` dtype, context, template and threads count."""
+
+    def __init__(self, name: str, source: str, hosting: Hosting | None = None) -> None:
+        self.name = name
+        arguments = {"kind": "reward", "source": source, **asdict(hosting or Hosting())}
+        self.child = Child(arguments, take=self._take, die=self._die)
+        self.open: dict[int, asyncio.Future[list[float]]] = {}
+        self.numbers = count()
+
+    @property
+    def state(self) -> State:
+        return self.child.state
+
+    @property
+    def lost(self) -> asyncio.Event:
+        """Set when the worker has died too often to be started again."""
+        return self.child.lost
+
+    async def start(self) -> None:
+        await self.child.start()
+
+    async def close(self) -> None:
+        await self.child.close()
+
+    async def score(self, chats: Sequence[tuple[Turn, ...]]) -> list[float]:
+        if self.state != "ready":
+            raise Broken(GONE if self.state == "broken" else "the reward model is not there")
+        number = next(self.numbers)
+        future = self.open[number] = asyncio.get_running_loop().create_future()
+        self.child.send({"score": number, "chats": [[asdict(turn) for turn in chat] for chat in chats]})
+        try:
+            return await future
+        finally:
+            self.open.pop(number, None)
+
+    def _take(self, line: Line) -> None:
+        for number, scores in line.get("scores", ()):
+            self._open(number).set_result(scores)
+        for number, problem, param, code in line.get("refused", ()):
+            self._open(number).set_exception(Refused(problem, param=param, code=code))
+        for number, problem in line.get("broken", ()):
+            self._open(number).set_exception(Broken(problem))
+
+    def _open(self, number: int) -> "asyncio.Future[list[float]]":
+        """One that nobody waits for any more takes what it gets."""
+        future = self.open.get(number)
+        if future is None or future.done():
+            future = asyncio.get_running_loop().create_future()
+            future.add_done_callback(lambda done: done.exception())
+        return future
+
+    def _die(self) -> None:
+        for future in self.open.values():
+            if not future.done():
+                future.set_exception(Broken(GONE))

@@ -1,0 +1,144 @@
+"""A request's chat or text -> the tokens of its prompt, or why there are none; and what single tokens look like."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from kinkajou.data.chat import ChatFormat
+from kinkajou.data.records import Message
+from kinkajou.errors import UserError
+from kinkajou.serve.backend import Alternative, Job, Refused, Turn
+
+RESERVE = 4
+"""Where old turns are dropped, the answer gets the room that it asks for, but no more than this part of the context."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    tokens: tuple[int, ...]
+    room: int
+    """Tokens that the answer may have."""
+    dropped: int = 0
+    """Turns that were left out."""
+
+
+class Prompts:
+    """What jobs ask is rendered and tokenised; answers have at most `longest` tokens, all together `context`."""
+
+    def __init__(self, form: ChatFormat, *, context: int, longest: int) -> None:
+        self.form, self.context, self.longest = form, context, longest
+        begin = form.tokenizer.bos_token_id
+        first = form.tokenizer("x").input_ids[:1]
+        self.opening: list[int] = first if first == [begin] else []
+        """What the tokenizer puts before every text."""
+
+    def prompt(self, job: Job) -> Prompt:
+        """Raises Refused for what has no prompt, or a longer one than there is room for."""
+        asked = min(job.max_tokens or self.longest, self.longest)
+        field = "messages" if job.text is None else "prompt"
+        if not all(sound(text) for text in (job.text or "", *job.stops, *(turn.content for turn in job.turns))):
+            raise Refused("the text has half of a surrogate pair in it, which is no character", param=field)
+        tokens, dropped = self._tokens(job, asked)
+        if not tokens:
+            raise Refused("the prompt has no tokens", param=field)
+        room = self.context - len(tokens)
+        if room < 1:
+            raise Refused(
+                f"the prompt has {len(tokens):,} tokens; prompt and answer together have room for {self.context:,}",
+                param=field,
+                code="context_length_exceeded",
+            )
+        return Prompt(tuple(tokens), min(asked, room), dropped)
+
+    def _tokens(self, job: Job, asked: int) -> tuple[list[int], int]:
+        if job.text is not None:
+            whole = self.form.conversation([Message("text", job.text)]).tokens
+            return [*self.opening, *whole[:-1]], 0  # without the end token
+        tokens = self._rendered(job.turns)
+        most = self.context - min(asked, max(1, self.context // RESERVE))
+        if not job.drop_oldest or len(tokens) <= most:
+            return tokens, 0
+        starts = [i for i, turn in enumerate(job.turns) if turn.role == "user"]
+        low, high = 0, len(starts) - 1  # the newest question stays, whatever comes of it
+        while low < high:
+            middle = (low + high) // 2
+            if len(self._rendered(since(job.turns, starts[middle]))) <= most:
+                high = middle
+            else:
+                low = middle + 1
+        if not starts:
+            return tokens, 0
+        kept = since(job.turns, starts[low])
+        return self._rendered(kept), len(job.turns) - len(kept)
+
+    def _rendered(self, turns: Sequence[Turn]) -> list[int]:
+        try:
+            return self.form.prompt([Message(turn.role, turn.content) for turn in turns])
+        except UserError as fault:  # the template's own refusal, of an order of roles say
+            raise Refused(fault.problem, param="messages") from None
+
+
+def since(turns: Sequence[Turn], start: int) -> list[Turn]:
+    """The turns from there on, and the system messages before."""
+    return [turn for i, turn in enumerate(turns) if i >= start or turn.role == "system"]
+
+
+def sound(text: str) -> bool:
+    """Whether UTF-8 can write it."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text) if not text.isascii() else True
+
+
+class Pieces:
+    """Single tokens as text and as the bytes that they stand for, which may be part of a character."""
+
+    def __init__(self, form: ChatFormat) -> None:
+        self.tokenizer = form.tokenizer
+        self.controls = frozenset(self.tokenizer.all_special_ids) | form.end_ids
+        self.known: dict[int, tuple[str, bytes]] = {}
+
+    def decode(self, tokens: list[int]) -> str:
+        """Their text, control tokens left out; blanks are as the tokenizer has them."""
+        return str(self.tokenizer.backend_tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def alternative(self, token: int, logprob: float) -> Alternative:
+        if token not in self.known:
+            raw = self._bytes(token)
+            self.known[token] = (raw.decode(errors="replace"), raw)
+        return Alternative(*self.known[token], logprob)
+
+    def _bytes(self, token: int) -> bytes:
+        piece = self.tokenizer.convert_ids_to_tokens(token)
+        if piece is None:  # rows of the model that the tokenizer has no word for
+            return b""
+        if token in self.tokenizer.added_tokens_decoder:
+            return str(piece).encode()
+        if self.byte_level:
+            return b"".join(bytes([LETTERS[x]]) if x in LETTERS else x.encode() for x in piece)
+        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+            return bytes([int(piece[3:5], 16)])
+        before = self.decode([self.anchor])
+        both = self.decode([self.anchor, token])
+        return both.removeprefix(before).encode()
+
+    @cached_property
+    def byte_level(self) -> bool:
+        """Whether the letters of its words stand for bytes."""
+        return "ByteLevel" in str(self.tokenizer.backend_tokenizer.decoder)
+
+    @cached_property
+    def anchor(self) -> int:
+        """A token that another one is decoded after, for some decoders take the blank from the first."""
+        vocabulary: dict[str, Any] = self.tokenizer.get_vocab()
+        plain = (i for word, i in vocabulary.items() if word.isalpha() and i not in self.controls)
+        return int(next(plain, 0))
+
+
+def letters() -> dict[str, int]:
+    """The letter of each byte in GPT-2's vocabularies (Radford 2019): printable Latin-1 as it is, others from 256."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(rest)}
+
+
+LETTERS = letters()

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 State = Literal["starting", "ready", "broken", "closed"]
-Finish = Literal["", "stop", "length"]
+Finish = Literal["", "stop", "length", "content_filter"]
+"""How an answer ended; empty while it goes on; `content_filter`: its text was replaced."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,9 @@ class Limits:
     repetition_penalty: float = 2.0
     seed: int = 2**63 - 1
     """Least: -seed - 1."""
-    num_chats: int = 64
+    num_prompts: int = 8
+    """Texts that one call of /v1/completions may have continued."""
+    num_chats: int = 1024
     """Chats that one call of /v1/rewards may score."""
     user_chars: int = 256
 

@@ -1,0 +1,178 @@
+"""What goes to the terminal: answers on standard output, all else on standard error, nothing a model says raw."""
+
+import io
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import TextIO
+
+from rich.cells import cell_len
+
+FRAME = 0.05
+"""Seconds between two drawings of the columns."""
+WIDE = 80
+"""Columns of a terminal on which two answers stand side by side."""
+GAP = " │ "
+
+
+def stand_ins() -> dict[int, str]:
+    """Characters that would move the cursor, colour, ring, copy, reorder or hide text, as something to be seen."""
+    shown = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
+    shown[0x7F] = "\N{SYMBOL FOR DELETE}"
+    other = [*range(0x80, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
+    other += [*range(0xD800, 0xE000), *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080)]
+    for code in other:
+        shown[code] = f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return shown
+
+
+STAND_INS = stand_ins()
+
+
+def safe(text: str) -> str:
+    """Text that a terminal shows and never obeys; only line ends and tabs stay as they are."""
+    return text.translate(STAND_INS)
+
+
+class Screen:
+    """Standard output and error as they are when the conversation begins."""
+
+    def __init__(self) -> None:
+        self.out, self.err = sys.stdout, sys.stderr
+        for stream in (self.out, self.err):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal without Unicode shows \u2028 and goes on
+                stream.reconfigure(errors="backslashreplace")
+        self._open = False
+        """Whether the last line of an answer has not ended yet."""
+
+    def piece(self, text: str) -> None:
+        """The next part of an answer."""
+        if text:
+            self._write(self.out, safe(text))
+            self._open = not text.endswith("\n")
+
+    def end_line(self) -> None:
+        if self._open:
+            self._write(self.out, "\n")
+        self._open = False
+
+    def line(self, text: str) -> None:
+        """A line of standard output."""
+        self.end_line()
+        self._write(self.out, safe(text) + "\n")
+
+    def heading(self, text: str) -> None:
+        self.end_line()
+        self._write(self.out, styled(self.out, "1", f"── {safe(text)} ──") + "\n")
+
+    def note(self, text: str) -> None:
+        """What is said about answers and settings: dim, on standard error."""
+        self.end_line()
+        self._write(self.err, "".join(styled(self.err, "2", line) + "\n" for line in safe(text).split("\n")))
+
+    def fault(self, text: object) -> None:
+        self.end_line()
+        self._write(self.err, styled(self.err, "31", safe(str(text))) + "\n")
+
+    @property
+    def size(self) -> os.terminal_size | None:
+        """Columns and lines of a terminal that can be drawn on."""
+        if not self.out.isatty() or os.environ.get("TERM") == "dumb":
+            return None
+        return os.get_terminal_size(self.out.fileno())
+
+    def _write(self, stream: TextIO, text: str) -> None:
+        stream.write(text)
+        stream.flush()
+
+
+def styled(stream: TextIO, code: str, text: str) -> str:
+    """In a style of ANSI where the stream is a terminal that has styles (no-color.org)."""
+    plain = not text or not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain else f"\x1b[{code}m{text}\x1b[0m"
+
+
+class Column:
+    """Text that comes in pieces, broken into rows of `width` cells."""
+
+    def __init__(self, width: int) -> None:
+        self.width, self.rows, self.tail, self.finished = width, list[str](), "", False
+
+    def add(self, text: str) -> None:
+        self.tail += safe(text).expandtabs(4)
+        while True:
+            line, end, rest = self.tail.partition("\n")
+            # Marks that take no cells may come without end.
+            if cell_len(line[: 8 * self.width]) > self.width or len(line) > 8 * self.width:
+                at = self._cut(line)
+                self.rows.append(line[:at].rstrip(" "))
+                self.tail = line[at:].lstrip(" ") + end + rest
+            elif end:
+                self.rows.append(line)
+                self.tail = rest
+            else:
+                return
+
+    def finish(self) -> None:
+        self.rows += [self.tail] if self.tail else []
+        self.tail, self.finished = "", True
+
+    def _cut(self, line: str) -> int:
+        """Where a row that is too long ends: at its last blank, else where the cells do."""
+        cells = last = 0
+        for at, letter in enumerate(line[: 8 * self.width]):
+            last = at if letter == " " else last
+            cells += cell_len(letter)
+            if cells > self.width:
+                return last or max(1, at)
+        return 8 * self.width
+
+    def row(self, number: int) -> str:
+        """A row filled up to the width."""
+        text = self.rows[number] if number < len(self.rows) else self.tail if number == len(self.rows) else ""
+        return text + " " * (self.width - cell_len(text))
+
+
+class Columns:
+    """Answers side by side while they come.
+
+    Rows that no column can change any more are printed for good; those below are drawn again, as many as the
+    terminal has lines for.
+    """
+
+    def __init__(self, screen: Screen, size: os.terminal_size, headings: Sequence[str]) -> None:
+        width = (size.columns - 1 - len(GAP) * (len(headings) - 1)) // len(headings)
+        self.columns = [Column(width) for _ in headings]
+        self.out, self.most = screen.out, max(1, size.lines - 2)
+        self.printed = self.drawn = 0
+        self.due = 0.0
+        top = [Column(width) for _ in headings]
+        for column, heading in zip(top, headings, strict=True):
+            column.add(heading)
+            column.finish()
+        for number in range(max(len(column.rows) for column in top)):
+            self.out.write(GAP.join(styled(self.out, "1", column.row(number)) for column in top) + "\n")
+        self.out.flush()
+
+    def add(self, index: int, text: str) -> None:
+        self.columns[index].add(text)
+        if text and time.monotonic() >= self.due:
+            self.draw()
+
+    def finish(self, index: int) -> None:
+        self.columns[index].finish()
+        self.draw()
+
+    def draw(self) -> None:
+        self.due = time.monotonic() + FRAME
+        length = max(len(column.rows) + bool(column.tail) for column in self.columns)
+        settled = min((len(column.rows) for column in self.columns if not column.finished), default=length)
+        shown = min(length, max(settled, self.printed) + self.most)
+        text = f"\x1b[{self.drawn}F\x1b[J" if self.drawn else ""
+        for number in range(self.printed, shown):
+            text += GAP.join(column.row(number) for column in self.columns).rstrip() + "\n"
+        self.out.write(text)
+        self.out.flush()
+        self.printed = max(settled, self.printed)
+        self.drawn = shown - self.printed

@@ -4,12 +4,12 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from kinkajou.exchange import is_loopback
-from kinkajou.serve.backend import Backend, Began, Broken, Event, Job, Piece, Refused
+from kinkajou.serve.backend import Backend, Began, Broken, Event, Job, Piece, Refused, Scorer, State, Turn
 from kinkajou.serve.limits import Limits
 from kinkajou.serve.metrics import Metrics
 from kinkajou.serve.problems import Busy, Deadline, Problem, Stopping
@@ -37,15 +37,15 @@ class Ticket:
 class Desk:
     """`queue`: choices that may wait for a slot, for each model."""
 
-    def __init__(self, backends: Mapping[str, Backend], limits: Limits, *, queue: int, metrics: Metrics) -> None:
+    def __init__(self, limits: Limits, metrics: Metrics, *, queue: int) -> None:
         self.limits, self.queue, self.metrics = limits, queue, metrics
         self.draining = False
         self.tickets: set[Ticket] = set()
         self.choices: Counter[str] = Counter()
         """Running and waiting, by model."""
         self.by_client: Counter[tuple[str, str]] = Counter()
-        self.choice_s = dict.fromkeys(backends, 1.0)
-        """What a choice has taken of late, in seconds of a slot."""
+        self.choice_s: dict[str, float] = {}
+        """What a choice has taken of late, in seconds of a slot, by model."""
 
     @asynccontextmanager
     async def admitted(self, backend: Backend, job: Job, client: str = "") -> AsyncIterator[AsyncIterator[Event]]:
@@ -53,29 +53,15 @@ class Desk:
 
         Problem (Busy, Deadline, Stopping), Refused or Broken, on entering or while iterating.
         """
-        self._let_in(backend, job, client)
-        timeout = asyncio.timeout(self.limits.deadline_s)
-        ticket = Ticket(backend.name, client, job.n, timeout)
-        self._count(ticket, 1)
-        outcome = "failed"
-        try:
-            async with timeout, backend.run(job) as events:
-                yield self._watched(ticket, events)
-            outcome = "done"
-        except TimeoutError:
-            if not timeout.expired():
-                raise
-            outcome = "cut" if ticket.cut else "deadline"
-            raise (Stopping() if ticket.cut else Deadline(self.limits.deadline_s)) from None
-        except (Refused, Broken) as fault:
-            outcome = "refused" if isinstance(fault, Refused) else "broken"
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            outcome = "left"
-            raise
-        finally:
-            self._count(ticket, -1)
-            self._ended(ticket, outcome)
+        self._let_in(backend.name, backend.state, max(1, backend.load.slots), job.n, client)
+        async with self._ticket(backend.name, job.n, client) as ticket, backend.run(job) as events:
+            yield self._watched(ticket, events)
+
+    async def scored(self, scorer: Scorer, chats: Sequence[tuple[Turn, ...]], client: str = "") -> list[float]:
+        """One score for each chat; raises what `admitted` does."""
+        self._let_in(scorer.name, scorer.state, 1, 1, client)
+        async with self._ticket(scorer.name, 1, client):
+            return await scorer.score(chats)
 
     def cut(self) -> None:
         """Ends all that is open, each with Stopping."""
@@ -85,29 +71,52 @@ class Desk:
             if not ticket.timeout.expired():
                 ticket.timeout.reschedule(now)
 
-    def _let_in(self, backend: Backend, job: Job, client: str) -> None:
+    def _let_in(self, name: str, state: State, slots: int, num_choices: int, client: str) -> None:
         # Nothing here waits: a refusal must cost microseconds.
         if self.draining:
             raise Stopping
-        name, slots = backend.name, max(1, backend.load.slots)
-        if backend.state != "ready":
+        if state != "ready":
             raise Problem(503, "the model is not ready", code="not_ready", headers={"retry-after": "5"})
         room = slots + self.queue
-        if job.n > room:
-            raise Refused(f"n is {job.n}, this server answers {room} at once", param="n")
-        taken = self.choices[name] + job.n
-        if taken > room:
-            self.metrics.jobs.labels(name, "busy").inc()
-            raise Busy(self._wait_s(name, taken - self.queue, slots))
+        if num_choices > room:
+            raise Refused(f"n is {num_choices}, this server answers {room} at once", param="n")
         share = room if is_loopback(client) or not client else math.ceil(room * self.limits.open_share)
-        if self.by_client[name, client] + job.n > max(share, 1):
+        full = self.choices[name] + num_choices > room
+        if full or self.by_client[name, client] + num_choices > max(share, num_choices):
             self.metrics.jobs.labels(name, "busy").inc()
-            wait_s = self._wait_s(name, job.n, slots)
+            wait_s = self._wait_s(name, num_choices, slots)
+            if full:
+                raise Busy(wait_s)
             raise Busy(wait_s, "this client has too many requests open", "too_many_open")
+
+    @asynccontextmanager
+    async def _ticket(self, name: str, num_choices: int, client: str) -> AsyncIterator[Ticket]:
+        timeout = asyncio.timeout(self.limits.deadline_s)
+        ticket = Ticket(name, client, num_choices, timeout)
+        self._count(ticket, 1)
+        outcome = "failed"
+        try:
+            async with timeout:
+                yield ticket
+            outcome = "done"
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            outcome = "cut" if ticket.cut else "deadline"
+            raise (Stopping() if ticket.cut else Deadline(self.limits.deadline_s)) from None
+        except (Refused, Broken) as fault:
+            outcome = "refused" if isinstance(fault, Refused) else "broken"
+            raise
+        except asyncio.CancelledError:
+            outcome = "left"
+            raise
+        finally:
+            self._count(ticket, -1)
+            self._ended(ticket, outcome)
 
     def _wait_s(self, name: str, num_choices: int, slots: int) -> int:
         """Until the queue has room, by what answers have taken of late."""
-        wait_s = self.choice_s[name] * num_choices / slots / 2
+        wait_s = self.choice_s.get(name, 1.0) * num_choices / slots
         return min(LONGEST_WAIT_S, max(1, math.ceil(wait_s)))
 
     def _count(self, ticket: Ticket, sign: int) -> None:
@@ -123,8 +132,8 @@ class Desk:
         self.metrics.jobs.labels(ticket.model, outcome).inc()
         if outcome == "done":
             self.metrics.duration.labels(ticket.model).observe(now - ticket.since)
-            known = self.choice_s[ticket.model]
-            self.choice_s[ticket.model] = known + 0.1 * (now - (ticket.began or now) - known)
+            took_s, known = now - (ticket.began or ticket.since), self.choice_s.get(ticket.model, 1.0)
+            self.choice_s[ticket.model] = known + 0.1 * (took_s - known)
 
     async def _watched(self, ticket: Ticket, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
         metrics, model, counted = self.metrics, ticket.model, 0

@@ -1,5 +1,6 @@
 """What Prometheus reads: counted where it happens, in a registry of this server's own."""
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -10,7 +11,7 @@ from kinkajou.serve.backend import Backend, Load
 
 QUICK = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 LOADS: dict[str, tuple[str, Callable[[Load], float]]] = {
-    "queue_length": ("Answers that wait for a slot", lambda load: load.waiting),
+    "waiting": ("Answers that wait for a slot", lambda load: load.waiting),
     "running": ("Answers that are decoded now", lambda load: load.running),
     "slots": ("Answers that can be decoded at once", lambda load: load.slots),
     "batch_fill": ("Share of the slots in use", lambda load: load.running / load.slots if load.slots else 0.0),
@@ -36,6 +37,7 @@ class Loads(Collector):
         for name, backend in self.backends.items():
             ready.add_metric([name], float(backend.state == "ready"))
         yield ready
+        yield GaugeMetricFamily("kinkajou_tasks", "Tasks of the event loop", value=len(asyncio.all_tasks()))
 
 
 class Metrics:

@@ -28,6 +28,7 @@ class ErrorDetail(BaseModel):
     type: str
     param: str | None = Field(None, description="The field of the request that is to blame.")
     code: str | None = None
+    request_id: str | None = Field(None, description="By which the server's log knows the request.")
 
 
 class ErrorBody(BaseModel):

@@ -23,8 +23,9 @@ class Readiness(BaseModel):
 
 
 def readiness(house: House) -> Readiness:
-    parts = [*house.backends.values(), *([house.scorer] if house.scorer else [])]
-    states = {part.name: part.state for part in parts}
+    states: dict[str, State] = {name: backend.state for name, backend in house.backends.items()}
+    if house.scorer:
+        states[house.scorer.name] = house.scorer.state
     if house.desk.draining:
         return Readiness(status="draining", models=states)
     worst: tuple[State, ...] = ("broken", "closed", "starting")

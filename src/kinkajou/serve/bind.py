@@ -1,0 +1,72 @@
+"""The place at which the server listens, taken before anything is loaded and opened once it can answer."""
+
+import errno
+import os
+import re
+import socket
+
+from kinkajou.errors import UserError
+from kinkajou.exchange import is_loopback
+from kinkajou.serve.gate import NAME, bracketed, urlsplit_origin
+from kinkajou.serve.keys import MAKE_ONE, VARIABLE
+
+EVERYWHERE = ("0.0.0.0", "::")
+
+
+def taken(host: str, port: int, *, has_key: bool, send_buffer_bytes: int) -> socket.socket:
+    """A socket that is bound but does not listen: until it does, who calls is turned away by the kernel.
+
+    UserError if the host is no address of this machine, another than loopback without a key, or the port in use.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as fault:
+        raise UserError(f"no address is known for the host {host!r}", evidence=str(fault)) from None
+    if not has_key and not all(is_loopback(str(place[4][0])) for place in found):
+        raise UserError(
+            f"{host} can be reached from other machines, and no key is asked for",
+            fix=f"{MAKE_ONE}, then --key-file key.txt (or the environment's {VARIABLE}); or leave --host out",
+        )
+    family, kind, protocol, _, address = found[0]
+    place = socket.socket(family, kind, protocol)
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+    try:
+        place.bind(address)
+    except OSError as fault:
+        place.close()
+        raise UserError(
+            f"{bracketed(host)}:{port} cannot be listened at",
+            evidence=os.strerror(fault.errno) if fault.errno else str(fault),
+            fix="another --port, or 0 for a free one"
+            if fault.errno == errno.EADDRINUSE
+            else "another --host or --port",
+        ) from None
+    return place
+
+
+def url_of(place: socket.socket) -> str:
+    """By which this machine reaches it."""
+    host, port = place.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{bracketed(shown)}:{port}"
+
+
+def host_names(host: str, allowed: tuple[str, ...]) -> frozenset[str]:
+    """What may stand in a request's Host besides the addresses of this machine; UserError for what is no name."""
+    names = [name.strip().lower() for name in allowed]
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise UserError(
+                f"--allow-hosts: {name!r} is no name of a host", fix="such as chat.example.org, or with :port"
+            )
+    own = socket.gethostname().lower()
+    return frozenset([*names, bracketed(host.lower()), own, f"{own}.local"]) - set(EVERYWHERE) - {"[::]"}
+
+
+def origin_names(allowed: tuple[str, ...]) -> frozenset[str]:
+    names = [name.strip().lower().removesuffix("/") for name in allowed]
+    for name in names:
+        if not re.fullmatch(r"https?://.+", name) or not NAME.fullmatch(urlsplit_origin(name)):
+            raise UserError(f"--allow-origins: {name!r} is no origin", fix="such as https://chat.example.org")
+    return frozenset(names)

@@ -12,9 +12,11 @@ function headers(key) {
   return said;
 }
 
-async function ask(path, options) {
+/** With a key of its own the page needs none that the browser was told; without, that one opens the server. */
+async function ask(path, key, options) {
+  const credentials = key ? "omit" : "same-origin";
   try {
-    return await fetch(at(path), { cache: "no-store", credentials: "omit", redirect: "error", ...options });
+    return await fetch(at(path), { cache: "no-store", redirect: "error", credentials, headers: headers(key), ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Fault("lost");
@@ -23,7 +25,7 @@ async function ask(path, options) {
 
 /** Names of the models that answer. */
 export async function models(key) {
-  const reply = await ask("v1/models", { headers: headers(key) });
+  const reply = await ask("v1/models", key, {});
   if (!reply.ok) throw await faultOf(reply);
   let body = null;
   try {
@@ -41,7 +43,7 @@ export async function models(key) {
  */
 export async function answer(request, key, signal, onText) {
   const body = JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } });
-  const reply = await ask("v1/chat/completions", { method: "POST", headers: headers(key), body, signal });
+  const reply = await ask("v1/chat/completions", key, { method: "POST", body, signal });
   if (!reply.ok) throw await faultOf(reply);
   if (!reply.body) throw new Fault("broken", "Its answer has no body.");
   const got = { finish: "", tokens: null };

@@ -14,7 +14,6 @@ const TITLES = {
 
 const ADVICE = {
   key: "Enter the key, then try again.",
-  busy: "All of its places are taken.",
   closed: "It is starting or being shut down.",
   long: "Start a new chat, shorten an earlier message, or ask for fewer tokens in the settings.",
   lost: "Is it running? Your message is kept here.",
@@ -33,9 +32,11 @@ export class Fault extends Error {
 
 /** What is kept of a fault beside an answer. */
 export function told(fault) {
-  const said = [ADVICE[fault.kind], fault.detail].filter(Boolean).join(" ");
+  const said = [ADVICE[fault.kind], fault.detail && sentence(fault.detail)].filter(Boolean).join(" ");
   return { kind: fault.kind, title: TITLES[fault.kind], detail: said.slice(0, 600) };
 }
+
+const sentence = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
 export function isKind(kind) {
   return Object.hasOwn(TITLES, kind);
@@ -58,10 +59,10 @@ export function faultFrom(status, error, retry_s = 0) {
   const detail = typeof error?.message === "string" ? error.message : typeof error === "string" ? error : "";
   const code = String(error?.code ?? error?.type ?? "");
   if (status === 401 || status === 403) return new Fault("key", status === 403 ? detail : "");
-  if (status === 429) return new Fault("busy", "", Math.min(Math.max(retry_s, 1), 3600));
+  if (status === 429) return new Fault("busy", detail, Math.min(Math.max(retry_s, 1), 3600));
   if (/context|too_long|length_exceeded/.test(code) || /context (length|window)|\bthe context \d/.test(detail)) return new Fault("long", detail);
   if (status === 408 || status === 504 || /deadline|timeout/.test(code)) return new Fault("late", detail);
-  if (status === 503) return new Fault("closed", detail, retry_s);
+  if (status === 503 || code === "stopping") return new Fault("closed", detail, retry_s);
   if (status >= 400 && status < 500) return new Fault("refused", detail || `Status ${status}.`);
   return new Fault("broken", detail || (status ? `Status ${status}.` : ""));
 }

@@ -104,7 +104,7 @@ export class Settings {
 function numberField(name, label, hint, least, most, step) {
   const input = el("input", {
     ...{ id: `set-${name}`, name, type: "number", min: String(least), max: String(most), step: String(step) },
-    ...{ placeholder: "server's", inputmode: step < 1 ? "decimal" : "numeric", autocomplete: "off" },
+    ...{ placeholder: "default", inputmode: step < 1 ? "decimal" : "numeric", autocomplete: "off" },
     "aria-describedby": `hint-${name} wrong-${name}`,
   });
   const words = el("div", {}, el("label", { for: `set-${name}`, text: label }), el("p", { class: "hint", id: `hint-${name}`, text: hint }));

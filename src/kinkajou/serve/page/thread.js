@@ -58,6 +58,7 @@ export class Thread {
   }
 
   follow() {
+    if (this.list.querySelector(".editing")) return;
     if (this.follows) this.scroller.scrollTop = this.scroller.scrollHeight;
     else this.looked();
   }

@@ -58,7 +58,7 @@ export class AnswerView {
     const tools = el("div", { class: "tools", role: "group", "aria-label": "What to do with this answer" });
     if (acts.keep) tools.append(button("check", "Keep this one", acts.keep, { kind: "keep" }));
     if (answer.text) tools.append(copyButton("Copy answer", () => answer.text, { quiet: true }));
-    tools.append(button("again", "Answer again", acts.again, { quiet: true }));
+    if (!this.fault.querySelector("button")) tools.append(button("again", "Answer again", acts.again, { quiet: true }));
     this.foot.replaceChildren(tools, el("p", { class: "stats", text: stats(answer) }));
   }
 
@@ -73,6 +73,7 @@ export class AnswerView {
           ? ["note", "The answer ends here because it reached the longest length allowed", ""]
           : ["", "", ""];
     this.fault.hidden = !kind;
+    this.fault.replaceChildren();
     this.fault.dataset.kind = kind;
     if (!kind) return;
     const words = el("div", {}, el("strong", { text: title }), detail ? el("p", { text: detail }) : "");
@@ -146,5 +147,6 @@ export class AskedView {
     this.node.replaceChildren(el("h3", { class: "unseen", text: "You" }), area, ends);
     area.focus();
     area.setSelectionRange(area.value.length, area.value.length);
+    this.node.scrollIntoView({ block: "nearest" });
   }
 }

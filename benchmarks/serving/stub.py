@@ -1,10 +1,10 @@
 """A backend without a model: it repeats the last message word by word, as fast or as slowly as asked."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from kinkajou.serve.backend import Alternative, Began, Event, Job, Load, Piece, Refused, State, Token
+from kinkajou.serve.backend import Alternative, Began, Event, Job, Load, Piece, Refused, State, Token, Turn
 
 
 class Stub:
@@ -46,8 +46,11 @@ class Stub:
     async def events(self, job: Job, words: list[str]) -> AsyncIterator[Event]:
         yield Began(len(words))
         limit = job.max_tokens or self.context
+        clock = asyncio.get_running_loop().time
+        began = clock()
         for i, word in enumerate(words[:limit]):
-            await asyncio.sleep(self.pause_s)
+            # By the clock from the beginning on, so that late wake-ups do not add up.
+            await asyncio.sleep(max(0.0, began + (i + 1) * self.pause_s - clock()))
             text = word if i == 0 else f" {word}"
             said = Alternative(text, text.encode(), -0.5)
             tokens = (Token(said, (said,) * min(1, job.logprobs)),) if job.logprobs is not None else ()
@@ -55,3 +58,21 @@ class Stub:
             for choice in range(job.n):
                 finish = "stop" if last else "length" if i + 1 == limit else ""
                 yield Piece(choice, text, i + 1, finish, tokens)
+
+
+class StubScorer:
+    """A chat's score is the number of words of its last turn."""
+
+    name = "stub-reward"
+
+    def __init__(self) -> None:
+        self.state: State = "starting"
+
+    async def start(self) -> None:
+        self.state = "ready"
+
+    async def close(self) -> None:
+        self.state = "closed"
+
+    async def score(self, chats: Sequence[tuple[Turn, ...]]) -> list[float]:
+        return [float(len(chat[-1].content.split(" "))) for chat in chats]

@@ -1,6 +1,5 @@
 """LoRA through PEFT (Hu 2021), on every linear layer, GPT-2's transposed ones included."""
 
-import copy
 import json
 import warnings
 from collections.abc import Iterator
@@ -8,14 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from kinkajou.errors import UserError
 from kinkajou.hub import is_path
+from kinkajou.models import quantised
 from kinkajou.untrusted import check_adapter
+
+with quantised.absent("bitsandbytes"):  # PEFT would import it because it is installed; our layers do without
+    from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+    from peft.import_utils import is_bnb_available
+
+    assert not is_bnb_available()
 
 TRAINED = "default"
 """PEFT's name of the adapter that a model is given first."""
@@ -43,21 +48,12 @@ def renames_ignored() -> Iterator[None]:
         yield
 
 
-def merged(model: nn.Module) -> nn.Module:
-    """A copy of the model with its adapters folded in; the model itself if it has none."""
-    if not isinstance(model, PeftModel):
-        return model
-    # Folding in and taking out again would round the weights of the model in training: fold a copy.
-    # In float32, for a frozen base may be bf16, which would swallow small changes.
-    return cast(nn.Module, copy.deepcopy(model).float().merge_and_unload())
-
-
 def merged_weights(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """What `merged` would hold, from the model's weights by name: W + scale B A for each adapted W (Hu 2021, eq. 3)."""
     if not isinstance(model, PeftModel):
         return weights
     found = {}
-    weights = {name: x.float() for name, x in weights.items()}
+    weights = {name: x.float() for name, x in quantised.plain_names(model, weights).items()}
     for name, x in weights.items():
         if ".lora_" in name or ".original_module." in name:
             continue
@@ -68,7 +64,8 @@ def merged_weights(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Te
             layer = cast(Any, model.get_submodule(stem))
             a, b = (weights[f"{stem}.lora_{side}.{TRAINED}.weight"] for side in "AB")
             delta = (b @ a) * layer.scaling[TRAINED]
-            x = x + (delta.T if layer.fan_in_fan_out else delta)
+            turned = layer.fan_in_fan_out or getattr(layer.base_layer, "transposed", False)
+            x = x + (delta.T if turned else delta)
         found[plain] = x
     return found
 
@@ -124,7 +121,12 @@ def adapter_base(folder: str) -> str | None:
 
 
 def apply_adapter(model: nn.Module, folder: str) -> nn.Module:
-    """Folds a saved adapter into its base model, all of whose weights can then be trained."""
+    """Folds a saved adapter into its base model, all of whose weights can then be trained.
+
+    A quantised base has plain weights of the same numbers afterwards: the sum with an adapter has no such form.
+    """
+    if quantised.is_quantised(model):
+        model = quantised.dequantise(model)
     try:
         with renames_ignored():
             loaded = PeftModel.from_pretrained(cast(Any, model), folder)

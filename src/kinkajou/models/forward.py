@@ -82,7 +82,7 @@ class PackedModel(nn.Module):
     @property
     def width(self) -> int:
         """Channels of the hidden states that the head reads."""
-        return int(self.inner.get_output_embeddings().weight.shape[1])
+        return int(self.inner.get_output_embeddings().in_features)
 
     def computing(self) -> AbstractContextManager[None]:
         """Inside, the model computes in its compute type: bf16 binds bfloat16 copies of the float32 weights.
@@ -151,7 +151,8 @@ class PackedModel(nn.Module):
         """Weights that are not trained take the compute type for good: the same numbers in half the memory."""
         kept = {id(param) for param in self.kept}
         for param in self.module.parameters():
-            if self.dtype == "bf16" and not param.requires_grad and id(param) not in kept:
+            frozen = not param.requires_grad and param.is_floating_point()  # quantised weights are no such numbers
+            if self.dtype == "bf16" and frozen and id(param) not in kept:
                 param.data = param.data.to(torch.bfloat16)
         return self
 

@@ -25,7 +25,7 @@ from kinkajou.checkpoint.place import Place
 from kinkajou.checkpoint.shelf import Shelf
 from kinkajou.errors import UserError
 from kinkajou.hub import from_disk
-from kinkajou.models import adapters, attention, bloom
+from kinkajou.models import adapters, attention, bloom, quantised, quantised_files
 from kinkajou.models.folder import SHARD, write_weights
 from kinkajou.models.forward import Dtype, LanguageModel, PackedModel, ScalarModel, pack
 from kinkajou.models.heads import init_scalar_head
@@ -48,6 +48,8 @@ class LoadOptions:
     gradient_checkpointing: bool = False
     context: int = 512
     seed: int = 0
+    bits: quantised.Bits = 16
+    """8 or 4: the weights are quantised while loading (quantised.py)."""
     checked: bool = True
     """Whether ten tokens show that the forward pass is right; weights that have broken would fail it."""
 
@@ -104,6 +106,7 @@ def load_module(
     base = adapters.adapter_base(source)
     config = read_config(base or source, tokenizer, options)
     check_family(source, config, options.family)
+    stored = quantised_files.bits_of(base or source, config)
     if scalar:
         config.num_labels = 1
     if not scalar and any(name.endswith("SequenceClassification") for name in config.architectures or ()):
@@ -129,6 +132,10 @@ def load_module(
         init_scalar_head(cast(nn.Linear, module.score), seed=options.seed)
     if config.model_type == "bloom":
         bloom.install(module)
+    if options.bits != 16 and (stored != options.bits or base):
+        if stored != 16 and not base:
+            raise UserError(f"{source} has {stored}-bit weights", fix=f"leave --bits out, or --bits {stored}")
+        quantised.quantise(module, options.bits)
     return module
 
 
@@ -185,6 +192,9 @@ def read_weights(source: str, config: PreTrainedConfig, *, scalar: bool) -> tupl
     """The model and the names of weights that the source lacks; only a scalar head may be among them."""
     kind = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
     check_weights(source)
+    packed = quantised_files.bits_of(source, config) != 16
+    if packed:
+        quantised.library()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they say is checked below
@@ -197,6 +207,7 @@ def read_weights(source: str, config: PreTrainedConfig, *, scalar: bool) -> tupl
                 use_safetensors=True,
                 local_files_only=from_disk(source),
                 output_loading_info=True,
+                **({"device_map": {"": "cpu"}} if packed else {}),
             )
     except MemoryError:
         raise
@@ -219,6 +230,8 @@ def read_weights(source: str, config: PreTrainedConfig, *, scalar: bool) -> tupl
             evidence=f"{len(other):,}, among them {', '.join(other[:5])}",
             fix="take the config.json that the weights came with; has it fewer layers than they?",
         )
+    if packed:
+        module = quantised_files.adopt(module, source)
     # The sum needs no second copy; it may overflow where every number is finite.
     sums = ((name, param) for name, param in module.named_parameters() if not param.sum().isfinite())
     if bad := [name for name, param in sums if name not in missing and not param.isfinite().all()]:
@@ -345,8 +358,11 @@ def model_files(
     def write(folder: Path) -> None:
         assert weights is not None
         if lora == "merged":
+            plain = copy.deepcopy(inner.config)
+            if hasattr(plain, "quantization_config"):
+                del plain.quantization_config  # merged weights are what they were before, and more
             with torch.device("meta"):
-                shell: Any = type(inner)(inner.config)
+                shell: Any = type(inner)(plain)
             if settings is not None:
                 shell.generation_config = settings
             whole = adapters.merged_weights(model.module, dict(weights))

@@ -6,10 +6,19 @@ from typing import Literal
 import torch
 from torch import nn
 
+from kinkajou.errors import UserError
+
 
 def adamw(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
     """Fused AdamW (Loshchilov 2019), betas 0.9 and 0.95; decay on matrices only."""
-    params = [param for param in model.parameters() if param.requires_grad]
+    names = dict(model.named_parameters())
+    if any(not p.is_floating_point() for p in names.values()) and not any(".lora_" in name for name in names):
+        raise UserError(
+            "quantised weights cannot be trained",
+            evidence="the model has int8 or 4-bit weights",
+            fix="--lora_rank 8 trains adapters on them; or take the model that they were made from",
+        )
+    params = [param for param in names.values() if param.requires_grad]
     groups = [
         {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},

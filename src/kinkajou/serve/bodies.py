@@ -61,10 +61,21 @@ def has_surrogate(value: Any) -> bool:
     return isinstance(value, list) and any(has_surrogate(item) for item in value)
 
 
+def _place(parts: list[str | int], value: Any) -> list[str]:
+    """Fields and numbers alone: pydantic also names the form that was tried, where several are allowed."""
+    found = []
+    for i, part in enumerate(parts):
+        here = isinstance(part, str) and isinstance(value, dict) and (part in value or i + 1 == len(parts))
+        if here or (isinstance(part, int) and isinstance(value, list)):
+            found.append(str(part))
+            value = value.get(part) if isinstance(value, dict) else value[part]
+    return found
+
+
 def invalid(fault: RequestValidationError) -> Problem:
     """The first fault of a body against its schema, without the value that was given."""
     first = fault.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
+    place = _place([part for part in first["loc"] if part != "body"], fault.body)
     message = str(first["msg"])[:MAX_ERROR_CHARS].removeprefix("Value error, ")
     if not place:
         return Problem(400, f"the body: {message}", code="invalid_body")

@@ -1,0 +1,49 @@
+"""The two bodies of /v1/rewards."""
+
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag
+
+from kinkajou.serve.schema import LIMITS, Message, ModelName, Strict, Text, Whole
+
+NumId = Annotated[Whole, Field(ge=-LIMITS.seed - 1, le=LIMITS.seed)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=LIMITS.num_messages)]
+
+
+class ScoredChat(Strict):
+    """Ends with the assistant's answer."""
+
+    messages: Messages
+
+
+class RewardRequest(Strict):
+    input: Annotated[list[ScoredChat], Field(min_length=1, max_length=LIMITS.num_chats)]
+    model: ModelName | None = None
+
+
+class Sample(Strict):
+    """An answer, as `--reward URL` sends it: docs/rewards.md."""
+
+    id: NumId
+    messages: Messages
+    response: Text
+    prompt: Text = Field("", description="The last thing that the user said; it stands in messages too.")
+    ended: bool = Field(True, description="False: the answer was cut off, and no end token is read after it.")
+    meta: dict[str, Any] = Field(default_factory=dict, description="The row's other fields; a model reads none.")
+
+
+class SamplesRequest(Strict):
+    samples: Annotated[list[Sample], Field(max_length=LIMITS.num_chats)]
+    model: ModelName | None = None
+
+
+def _form(value: object) -> str:
+    if isinstance(value, SamplesRequest) or (isinstance(value, dict) and "samples" in value):
+        return "samples"
+    return "input"
+
+
+Scored = Annotated[
+    Annotated[RewardRequest, Tag("input")] | Annotated[SamplesRequest, Tag("samples")],
+    Discriminator(_form),
+]

@@ -36,7 +36,7 @@ class Limits:
     """Least: -seed - 1."""
     num_prompts: int = 8
     """Texts that one call of /v1/completions may have continued."""
-    num_chats: int = 1024
+    num_chats: int = 256
     """Chats that one call of /v1/rewards may score."""
     user_chars: int = 256
 

@@ -31,7 +31,12 @@ def asked(method: str, path: str, *, house: House | None = None, **words: object
     [
         *(("127.0.0.1", 200), ("localhost:7070", 200), ("LOCALHOST", 200), ("localhost.", 200), ("[::1]:7070", 200)),
         *(("chat.example.org", 200), ("chat.example.org:99", 200), ("port.example.org:8443", 200)),
-        *(("port.example.org", 421), ("port.example.org:1", 421), ("evil.example", 421), ("127.0.0.1.evil.example", 421)),
+        *(
+            ("port.example.org", 421),
+            ("port.example.org:1", 421),
+            ("evil.example", 421),
+            ("127.0.0.1.evil.example", 421),
+        ),
         *(("localhost.evil.example", 421), ("169.254.169.254", 421), ("xlocalhost", 421), ("0x7f.1", 421)),
         *(("", 400), ("a b", 400), ("localhost:x", 400), ("user@localhost", 400), ("localhost/..", 400), ("[::1", 400)),
     ],
@@ -153,8 +158,24 @@ def test_bodies_together_are_bounded_and_given_back() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *("/../etc/passwd", "/page/../../etc/passwd", "/%2e%2e/etc/passwd", "/page/%2e%2e%2fetc", "/page/..%5c..%5cetc"),
-        *("/page/%00", "//etc/passwd", "/page/.", "/%2f", "/page//look.css", "/page/look.css/", "/nothing", "/docs", "/redoc"),
+        *(
+            "/../etc/passwd",
+            "/page/../../etc/passwd",
+            "/%2e%2e/etc/passwd",
+            "/page/%2e%2e%2fetc",
+            "/page/..%5c..%5cetc",
+        ),
+        *(
+            "/page/%00",
+            "//etc/passwd",
+            "/page/.",
+            "/%2f",
+            "/page//look.css",
+            "/page/look.css/",
+            "/nothing",
+            "/docs",
+            "/redoc",
+        ),
     ],
 )
 def test_paths_that_are_not_there(path: str) -> None:
@@ -202,7 +223,9 @@ SAFE = {
 }
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/health"), ("GET", "/nothing"), ("POST", "/burst"), ("POST", "/health")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/health"), ("GET", "/nothing"), ("POST", "/burst"), ("POST", "/health")]
+)
 def test_security_headers_on_every_answer(method: str, path: str) -> None:
     answer = asked(method, path, headers=JSON, content=b'{"text": "a"}')
     assert SAFE.items() <= dict(answer.headers).items()
@@ -217,8 +240,16 @@ def test_security_headers_on_every_answer(method: str, path: str) -> None:
     ("body", "code"),
     [
         *((b"", "invalid_body"), (b"{", "invalid_json"), (b'{"text": "a", "text": "b"}', "invalid_json")),
-        *((b'{"text": NaN}', "invalid_json"), (b'{"text": "\\ud800"}', "invalid_json"), (b'{"text": "\xff"}', "invalid_json")),
-        *((b'{"n": ' + b"1" * 5000 + b"}", "invalid_json"), (b"[" * 100 + b"]" * 100, "invalid_json"), (b"[]", "invalid_body")),
+        *(
+            (b'{"text": NaN}', "invalid_json"),
+            (b'{"text": "\\ud800"}', "invalid_json"),
+            (b'{"text": "\xff"}', "invalid_json"),
+        ),
+        *(
+            (b'{"n": ' + b"1" * 5000 + b"}", "invalid_json"),
+            (b"[" * 100 + b"]" * 100, "invalid_json"),
+            (b"[]", "invalid_body"),
+        ),
         *((b'{"text": 1}', "invalid_value"), (b"{}", "invalid_value"), (b'{"text": "a"} x', "invalid_json")),
     ],
 )

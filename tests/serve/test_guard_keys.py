@@ -117,7 +117,9 @@ def test_key_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "chmod 600" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [b"", b"short", b"two words in one line", b"x" * 513, b"\xff" * 20, b"a" * 16 + b"\nb"])
+@pytest.mark.parametrize(
+    "content", [b"", b"short", b"two words in one line", b"x" * 513, b"\xff" * 20, b"a" * 16 + b"\nb"]
+)
 def test_what_is_no_key(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "key.txt"
     file.write_bytes(content)

@@ -89,6 +89,8 @@ def checked(visitor: Visitor) -> bool:
 
 def check_length(visitor: Visitor) -> None:
     limits, scope = visitor.house.limits, visitor.scope
+    if scope.get("http_version", "1.1") not in ("1.0", "1.1"):
+        raise Problem(400, "HTTP/1.1 is spoken here")
     if len(visitor.headers) > limits.num_headers:
         raise Problem(431, f"more than {limits.num_headers} headers")
     if sum(len(name) + len(value) for name, value in visitor.headers) > limits.head_bytes:
@@ -166,7 +168,6 @@ def check_content(visitor: Visitor) -> None:
         raise Problem(415, "the content type must be application/json in UTF-8", code="content_type")
     if visitor.field(b"content-encoding").lower() not in ("", "identity"):
         raise Problem(415, "the body must not be compressed", code="content_encoding")
-    length = visitor.field(b"content-length")
-    limit = visitor.house.limits.body_bytes
-    if length.isdigit() and int(length[:20]) > 16 * limit:  # below that its bytes are read and thrown away: `discard`
+    length, limit = visitor.field(b"content-length"), visitor.house.limits.body_bytes
+    if length.isdigit() and int(length[:20]) > limit:
         raise Problem(413, f"the body is longer than {limit:,} bytes", headers={"connection": "close"})

@@ -15,8 +15,6 @@ from kinkajou.serve.problems import Problem
 
 log = logging.getLogger("kinkajou.access")
 WITH_BODY = {"POST", "PUT", "PATCH", "DELETE"}
-DISCARDED_S = 1.0
-"""For how long the rest of a body that is too long is read, so that its sender sees the answer."""
 CSP = (
     "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -126,7 +124,6 @@ class Visit:
                     self.kept_bytes += len(piece)
                     self.guard.bodies_bytes += len(piece)
                     if self.kept_bytes > limits.body_bytes:
-                        await self.discard()
                         raise Problem(413, f"the body is longer than {limits.body_bytes:,} bytes", headers=CLOSE)
                     if self.guard.bodies_bytes > limits.bodies_bytes:
                         raise Problem(503, "too many bodies at once", headers=CLOSE | {"retry-after": "1"})
@@ -134,13 +131,6 @@ class Visit:
                         return b"".join(pieces)
         except TimeoutError:
             raise Problem(408, f"the body was not there after {limits.body_s:g} s", headers=CLOSE) from None
-
-    async def discard(self) -> None:
-        """Reads on for a moment: a connection that is closed with bytes unread loses the answer."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DISCARDED_S):
-                while (message := await self.receive())["type"] == "http.request" and message.get("more_body"):
-                    pass
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

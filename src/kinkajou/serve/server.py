@@ -7,9 +7,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import h11
 import uvicorn
@@ -26,8 +26,37 @@ TICK_S = 0.1
 """Of uvicorn's main loop."""
 GRACE_S = 1.0
 """For answers to say that they are cut, and for their last bytes to leave."""
+LINGER_S = 1.0
 LOST = 5
 """Exit code where a model's process cannot be kept alive."""
+
+
+class Lingering:
+    """A transport that is not closed over bytes that nobody has read: the kernel would take back the answer.
+
+    What still comes is thrown away for a moment.
+    """
+
+    def __init__(self, transport: asyncio.Transport, unread: Callable[[], bool]) -> None:
+        self._transport, self._unread = transport, unread
+        self.lingers = False
+
+    def close(self) -> None:
+        if self.is_closing():
+            return
+        if not self._unread():
+            self._transport.close()
+            return
+        self.lingers = True
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
+
+    def is_closing(self) -> bool:
+        return self.lingers or self._transport.is_closing()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class Connection(H11Protocol):
@@ -45,9 +74,13 @@ class Connection(H11Protocol):
         """Since when the client takes nothing of what is to be sent."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, Lingering(transport, self.unread)))
         if len(self.connections) > self.limits.connections:
             self.refuse(Problem(503, "too many connections", code="too_many_connections", headers={"retry-after": "1"}))
+
+    def unread(self) -> bool:
+        """Whether the client may still be sending a request that will not be read."""
+        return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():

@@ -18,7 +18,7 @@ from kinkajou.serve.openai_answers import clean, collected
 from kinkajou.serve.openai_jobs import generate_job
 from kinkajou.serve.problems import Busy, Problem
 from kinkajou.serve.schema import GenerateRequest, kinds, takes
-from kinkajou.serve.schema_answers import answers
+from kinkajou.serve.schema_answers import answers, stream_answers
 from kinkajou.serve.sse import event
 from kinkajou.serve.stream import EventStream
 
@@ -90,7 +90,7 @@ def router(house: House) -> APIRouter:
         "/generate/stream",
         summary="An answer, as events `generate`, then `end`",
         response_class=Events,
-        responses=answers(stream=True),
+        responses=stream_answers("generate", "end", "error"),
     )
     @takes(taken.generate)
     async def generate_stream(body: GenerateRequest) -> Response:

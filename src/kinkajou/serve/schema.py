@@ -22,7 +22,7 @@ def whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(whole)]
+WHOLE = BeforeValidator(whole)
 Text = Annotated[str, Field(max_length=LIMITS.content_chars)]
 StopText = Annotated[str, Field(min_length=1, max_length=LIMITS.stop_chars)]
 Label = Annotated[str, Field(max_length=LIMITS.user_chars)]
@@ -32,9 +32,9 @@ NoList = Annotated[list[str], Field(max_length=0)]
 Key = Annotated[str, Field(max_length=64)]
 Value = Annotated[str, Field(max_length=512)]
 TopP = Annotated[float, Field(gt=0, le=1)]
-TopK = Annotated[Whole, Field(ge=0, le=LIMITS.top_k)]
+TopK = Annotated[int, Field(ge=0, le=LIMITS.top_k), WHOLE]
 Penalty = Annotated[float, Field(ge=1 / LIMITS.repetition_penalty, le=LIMITS.repetition_penalty)]
-NumLogprobs = Annotated[Whole, Field(ge=0, le=LIMITS.logprobs)]
+NumLogprobs = Annotated[int, Field(ge=0, le=LIMITS.logprobs), WHOLE]
 
 
 class Strict(BaseModel):
@@ -80,10 +80,10 @@ class Asked(Strict):
     model: ModelName | None = Field(None, description="One of /v1/models; the first of them if omitted.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[Whole, Field(ge=1, le=LIMITS.n)] | None = None
-    max_tokens: Annotated[Whole, Field(ge=1, le=LIMITS.max_tokens)] | None = None
+    n: Annotated[int, Field(ge=1, le=LIMITS.n), WHOLE] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=LIMITS.max_tokens), WHOLE] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=LIMITS.num_stops)] | None = None
-    seed: Annotated[Whole, Field(ge=-LIMITS.seed - 1, le=LIMITS.seed)] | None = None
+    seed: Annotated[int, Field(ge=-LIMITS.seed, le=LIMITS.seed), WHOLE] | None = None
     temperature: Annotated[float, Field(ge=0, le=LIMITS.temperature)] | None = None
     top_p: TopP | None = None
     top_k: TopK | None = Field(None, description="0: all tokens. Not OpenAI's.")
@@ -107,7 +107,7 @@ class ChatRequest(Asked):
     model_config = ConfigDict(json_schema_extra=Chatting)
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=LIMITS.num_messages)]
-    max_completion_tokens: Annotated[Whole, Field(ge=1, le=LIMITS.max_tokens)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=LIMITS.max_tokens), WHOLE] | None = None
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = Field(None, description="Needs logprobs: true.")
     metadata: Annotated[dict[Key, Value], Field(max_length=16)] | None = Field(None, description="Taken, not used.")
@@ -134,7 +134,7 @@ class CompletionRequest(Asked):
     logprobs: NumLogprobs | None = None
     echo: Literal[False] | None = None
     suffix: None = None
-    best_of: Annotated[Whole, Field(ge=1, le=1)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1), WHOLE] | None = None
 
 
 class Exchange(Strict):
@@ -147,7 +147,7 @@ class Exchange(Strict):
 class GenerateRequest(Strict):
     """The body of 2023.  The last response is empty: it is the one that is asked for."""
 
-    max_new_tokens: Annotated[Whole, Field(ge=1, le=512)]
+    max_new_tokens: Annotated[int, Field(ge=1, le=512), WHOLE]
     history: Annotated[list[Exchange], Field(min_length=1, max_length=LIMITS.num_messages // 2)]
     top_k: TopK | None = None
     top_p: TopP | None = None
@@ -165,9 +165,9 @@ class Kinds:
 
 
 def kinds(limits: Limits) -> Kinds:
-    n = Annotated[Whole, Field(ge=1, le=limits.n)] | None
-    longest = Annotated[Whole, Field(ge=1, le=limits.max_tokens)] | None
-    longest_2023 = Annotated[Whole, Field(ge=1, le=min(512, limits.max_tokens))]
+    n = Annotated[int, Field(ge=1, le=limits.n), WHOLE] | None
+    longest = Annotated[int, Field(ge=1, le=limits.max_tokens), WHOLE] | None
+    longest_2023 = Annotated[int, Field(ge=1, le=min(512, limits.max_tokens)), WHOLE]
     return Kinds(
         _changed(ChatRequest, n=(n, None), max_tokens=(longest, None), max_completion_tokens=(longest, None)),
         _changed(CompletionRequest, n=(n, None), max_tokens=(longest, None)),

@@ -119,9 +119,23 @@ class SampleScores(Exact):
 
 
 Documented = dict[int | str, dict[str, Any]]
-STREAM: Documented = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+EVENTS = "text/event-stream"
+ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+
+
+def events_of(*names: str) -> dict[str, Any]:
+    """The description of each event; without names they have none."""
+    named = {"event": {"enum": list(names)}} if names else {}
+    fields = {"data": {"type": "string"}, **named}
+    return {EVENTS: {"schema": {"type": "object", "properties": fields, "required": list(fields)}}}
 
 
 def answers(*, stream: bool = False) -> Documented:
-    """For `responses=` of a route that takes a body."""
-    return {**PROBLEMS, **(STREAM if stream else {})}
+    """For `responses=` of a route that takes a body and may answer with a stream."""
+    return {**PROBLEMS, **({200: {"content": events_of()}} if stream else {})}
+
+
+def stream_answers(*names: str) -> Documented:
+    """The same for a route that has no other answer; what fails before it begins is JSON."""
+    faults = {status: {"description": found["description"], "content": ERROR} for status, found in PROBLEMS.items()}
+    return {**faults, 200: {"content": events_of(*names)}}

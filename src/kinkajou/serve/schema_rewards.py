@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
-from kinkajou.serve.schema import LIMITS, Message, ModelName, Strict, Text, Whole
+from kinkajou.serve.schema import LIMITS, WHOLE, Message, ModelName, Strict, Text
 
-NumId = Annotated[Whole, Field(ge=-LIMITS.seed - 1, le=LIMITS.seed)]
+NumId = Annotated[int, Field(ge=-LIMITS.seed, le=LIMITS.seed), WHOLE]
 Messages = Annotated[list[Message], Field(min_length=1, max_length=LIMITS.num_messages)]
 
 

@@ -32,8 +32,8 @@ class Limits:
     temperature: float = 2.0
     top_k: int = 1_000_000
     repetition_penalty: float = 2.0
-    seed: int = 2**63 - 1024
-    """Least: -seed. The largest of 64 bits that a JSON schema, whose bounds are floats, can name."""
+    seed: int = 10**18
+    """Least: -seed. Bounds in the schema are floats, and this one is exact."""
     num_prompts: int = 8
     """Texts that one call of /v1/completions may have continued."""
     num_chats: int = 256

@@ -34,23 +34,36 @@ LOST = 5
 class Lingering:
     """A transport that is not closed over bytes that nobody has read: the kernel would take back the answer.
 
-    What still comes is thrown away for a moment.
+    What still comes is thrown away for a moment.  What is written in one turn of the loop leaves in one piece.
     """
 
     def __init__(self, transport: asyncio.Transport, unread: Callable[[], bool]) -> None:
         self._transport, self._unread = transport, unread
+        self._loop = asyncio.get_running_loop()
+        self._pieces: list[bytes] = []
         self.lingers = False
+
+    def write(self, data: bytes) -> None:
+        if not self._pieces:
+            self._loop.call_soon(self._flush)
+        self._pieces.append(data)
+
+    def _flush(self) -> None:
+        if self._pieces and not self._transport.is_closing():
+            self._transport.write(b"".join(self._pieces))
+        self._pieces.clear()
 
     def close(self) -> None:
         if self.is_closing():
             return
+        self._flush()
         if not self._unread():
             self._transport.close()
             return
         self.lingers = True
         self._transport.write_eof()
         self._transport.resume_reading()
-        asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
+        self._loop.call_later(LINGER_S, self._transport.close)
 
     def is_closing(self) -> bool:
         return self.lingers or self._transport.is_closing()

@@ -3,12 +3,12 @@
 import argparse
 import asyncio
 import os
-import socket
 import sys
 
 from benchmarks.serving.client import HOST
 from benchmarks.serving.stub import Stub, StubScorer
 from kinkajou.serve.app import make_app
+from kinkajou.serve.bind import taken
 from kinkajou.serve.desk import Desk
 from kinkajou.serve.house import House
 from kinkajou.serve.limits import Limits
@@ -34,7 +34,7 @@ async def host(given: argparse.Namespace) -> int:
     assert home.scorer is not None
     await home.scorer.start()
     made = server(home, given.drain_s)
-    with socket.create_server((HOST, given.port), backlog=2048) as place:
+    with taken(HOST, given.port, has_key=key is not None, send_buffer_bytes=home.limits.send_buffer_bytes) as place:
         await made.announced(place, f"http://{HOST}:{place.getsockname()[1]}")
     await backend.close()
     return made.exit_code

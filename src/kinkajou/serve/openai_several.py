@@ -13,10 +13,13 @@ ROOM = 64
 
 
 class Several:
-    """A backend that does the jobs side by side; the job it is given stands for all of them."""
+    """A backend that does the jobs side by side; the job it is given stands for all of them.
 
-    def __init__(self, backend: Backend, jobs: Sequence[Job]) -> None:
-        self.backend, self.jobs = backend, jobs
+    `same_prompt`: it is counted once.
+    """
+
+    def __init__(self, backend: Backend, jobs: Sequence[Job], *, same_prompt: bool = False) -> None:
+        self.backend, self.jobs, self.together = backend, jobs, max if same_prompt else sum
         self.name, self.created = backend.name, backend.created
 
     @property
@@ -75,6 +78,7 @@ class Several:
             elif isinstance(event, Began):
                 # The number of tokens is told anew with every prompt that has been read.
                 prompts[i] = event
-                yield Began(sum(found.prompt_tokens for found in prompts.values()))
+                dropped = max(found.dropped_turns for found in prompts.values())
+                yield Began(self.together(found.prompt_tokens for found in prompts.values()), dropped)
             else:
                 yield replace(event, choice=event.choice + firsts[i])

@@ -10,6 +10,7 @@ from kinkajou.exchange import is_loopback
 from kinkajou.serve.gate import NAME, bracketed, urlsplit_origin
 from kinkajou.serve.keys import MAKE_ONE, VARIABLE
 
+BACKLOG = 2048
 EVERYWHERE = ("0.0.0.0", "::")
 
 
@@ -29,20 +30,38 @@ def taken(host: str, port: int, *, has_key: bool, send_buffer_bytes: int) -> soc
         )
     family, kind, protocol, _, address = found[0]
     place = socket.socket(family, kind, protocol)
-    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     place.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
     try:
-        place.bind(address)
+        try:
+            place.bind(address)
+        except OSError as fault:
+            if fault.errno != errno.EADDRINUSE:
+                raise
+            # Connections of a server that has just ended may stand in the way; else nobody may share the port.
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind(address)
     except OSError as fault:
         place.close()
-        raise UserError(
-            f"{bracketed(host)}:{port} cannot be listened at",
-            evidence=os.strerror(fault.errno) if fault.errno else str(fault),
-            fix="another --port, or 0 for a free one"
-            if fault.errno == errno.EADDRINUSE
-            else "another --host or --port",
-        ) from None
+        raise refused(f"{bracketed(host)}:{port}", fault) from None
     return place
+
+
+def opened(place: socket.socket) -> None:
+    """Who calls is heard from now on; UserError if another server was quicker."""
+    # Not before it was bound, or two could be bound alike; connections inherit it, and the next server may bind over them.
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        place.listen(BACKLOG)
+    except OSError as fault:
+        raise refused(url_of(place), fault) from None
+
+
+def refused(name: str, fault: OSError) -> UserError:
+    return UserError(
+        f"{name} cannot be listened at",
+        evidence=os.strerror(fault.errno) if fault.errno else str(fault),
+        fix="another --port, or 0 for a free one" if fault.errno == errno.EADDRINUSE else "another --host or --port",
+    )
 
 
 def url_of(place: socket.socket) -> str:

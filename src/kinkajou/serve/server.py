@@ -15,6 +15,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
+from kinkajou.serve.bind import BACKLOG, opened
 from kinkajou.serve.guard import SECURITY
 from kinkajou.serve.house import House
 from kinkajou.serve.limits import Limits
@@ -170,8 +171,9 @@ class Server(uvicorn.Server):
         self.words = ""
 
     async def announced(self, place: socket.socket, words: str) -> None:
-        """Opens the port, says so, serves until the end."""
+        """Opens the port, says so, serves until the end; UserError if another was quicker to open it."""
         self.words = words
+        opened(place)
         await self.serve(sockets=[place])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -248,6 +250,6 @@ def make_server(app: Any, house: House, *, drain_s: float, vital: dict[str, asyn
         h11_max_incomplete_event_size=limits.head_bytes,
         timeout_keep_alive=int(limits.idle_s) + 5,
         timeout_graceful_shutdown=int(GRACE_S + 0.5),
-        backlog=2048,
+        backlog=BACKLOG,
     )
     return Server(config, house, drain_s=drain_s, vital=vital or {})

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from kinkajou.serve.keys import read_key
 from kinkajou.serve.limits import Limits
 from kinkajou.serve.local import Hosting, LocalBackend
 from kinkajou.serve.metrics import Metrics
+from kinkajou.serve.remote import remote_backends, root_of
 from kinkajou.serve.reward_local import LocalScorer
 from kinkajou.serve.server import make_server
 from kinkajou.serve.words import Words, read_words
@@ -53,7 +55,7 @@ async def hosted(
 ) -> int:
     """Loads, serves, ends what was loaded; returns the exit code."""
     async with AsyncExitStack() as ends:
-        backends, scorer = parts_of(sources, cfg)
+        backends, scorer = await parts_of(sources, cfg)
         for part in (*backends.values(), *([scorer] if scorer else ())):
             print(f"loading {part.name}", file=sys.stderr, flush=True)
             ends.push_async_callback(part.close)
@@ -78,14 +80,17 @@ async def hosted(
 
 
 LOCAL = (LocalBackend, LocalScorer)
+BACKEND_KEY = "KINKAJOU_BACKEND_KEY"
 
 
 def named(folders: Sequence[str], hosting: HostingConfig) -> dict[str, str]:
-    """Names by which requests call the models -> where they lie: a folder's own name, with its parent's if need be."""
+    """Names by which requests call the models -> where they lie: a folder's own name, with its parent's if need be.
+
+    With `--backend` they are names of models there; none stands for all.
+    """
     if hosting.backend:
-        if folders:
-            raise UserError("a folder or --backend, not both", evidence=f"{folders[0]} and {hosting.backend}")
-        return {}
+        root_of(hosting.backend)
+        return {name: name for name in folders}
     if not folders:
         raise UserError("no model is named", fix="kinkajou serve FOLDER, or --backend URL")
     paths = [Path(folder).absolute() for folder in folders]
@@ -98,7 +103,7 @@ def named(folders: Sequence[str], hosting: HostingConfig) -> dict[str, str]:
     return dict(zip(names, folders, strict=True))
 
 
-def parts_of(sources: dict[str, str], cfg: ServeConfig) -> tuple[dict[str, Backend], Scorer | None]:
+async def parts_of(sources: dict[str, str], cfg: ServeConfig) -> tuple[dict[str, Backend], Scorer | None]:
     asked = cfg.hosting
     hosting = Hosting(
         bits=asked.bits,
@@ -108,7 +113,11 @@ def parts_of(sources: dict[str, str], cfg: ServeConfig) -> tuple[dict[str, Backe
         max_tokens=cfg.door.max_new_tokens,
         template=asked.template,
     )
-    backends: dict[str, Backend] = {name: LocalBackend(name, source, hosting) for name, source in sources.items()}
+    backends: dict[str, Backend] = {}
+    if asked.backend:
+        backends |= await remote_backends(asked.backend, os.environ.get(BACKEND_KEY, ""), list(sources))
+    else:
+        backends |= {name: LocalBackend(name, source, hosting) for name, source in sources.items()}
     scorer = LocalScorer(Path(asked.reward).absolute().name, asked.reward, hosting) if asked.reward else None
     return backends, scorer
 

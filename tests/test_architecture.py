@@ -85,7 +85,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     # From serve/ only text.py: how tokens become text while they come, which knows nothing of HTTP.
     "chat/talker.py": (TORCH, {"chat", "config", "errors", "batch", "data", "engine", "models", "serve"}),
     "serve/": (
-        {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "httpx"},
+        {"fastapi", "starlette", "uvicorn", "h11", "pydantic", "prometheus_client", "httpx"},
         {"serve", "config", "errors", "data", "exchange"},
     ),
     "serve/worker": (TORCH, {"serve", "errors", "faults", "batch", "data", "engine", "models", "quant", "rewards", "memory"}),
@@ -98,7 +98,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
 }
 READS_CONFIG = (
     *("config/", "train/", "cli.py", "commands.py", "flags.py", "demo.py", "chat/"),
-    *("quant/command.py", "quant/export.py", "serve/start.py"),
+    *("quant/command.py", "quant/text.py", "quant/export.py", "serve/start.py"),
 )
 GROUP = ("Config", "Algorithm", "Numerics")
 # Plumbing of the formulas: nothing that a paper could be cited for.

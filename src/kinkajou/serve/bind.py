@@ -48,7 +48,7 @@ def taken(host: str, port: int, *, has_key: bool, send_buffer_bytes: int) -> soc
 
 def opened(place: socket.socket) -> None:
     """Who calls is heard from now on; UserError if another server was quicker."""
-    # Not before it was bound, or two could be bound alike; connections inherit it, and the next server may bind over them.
+    # Not before: two sockets could be bound alike.  Connections inherit it, and the next server may bind over them.
     place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         place.listen(BACKLOG)

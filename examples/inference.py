@@ -30,7 +30,8 @@ def answer(given: Namespace) -> None:
     coati.check_family(
         f"--{name}", source, given.model, since=f"--model {given.model}", fix="leave --model out: it is detected"
     )
-    from kinkajou.chat import Talker
+    from kinkajou.chat.screen import safe
+    from kinkajou.chat.talker import Talker
     from kinkajou.data.sources import Message
 
     talker = Talker(source, ChatConfig(temperature=1.0, top_k=50, top_p=0.95))
@@ -44,7 +45,7 @@ def answer(given: Namespace) -> None:
         )
     talker.cfg = replace(talker.cfg, max_new_tokens=given.max_length - prompt)
     for piece in talker.answer(messages):
-        print(piece, end="", flush=True)
+        print(safe(piece), end="", flush=True)
     print()
 
 

@@ -1,6 +1,16 @@
 """A conversation with a trained model in the terminal."""
 
-from kinkajou.chat.talker import Answer, Talker
-from kinkajou.chat.terminal import talk
+from kinkajou.chat.screen import Screen
+from kinkajou.config import ChatConfig
 
-__all__ = ["Answer", "Talker", "talk"]
+
+def talk(folder: str, cfg: ChatConfig) -> None:
+    """`kinkajou chat`: says that it loads before torch is imported, which takes seconds."""
+    screen = Screen()
+    screen.passing(f"loading {folder} ...")
+    try:
+        from kinkajou.chat.terminal import begin
+
+        begin(folder, cfg, screen)
+    finally:
+        screen.passing("")

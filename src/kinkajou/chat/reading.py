@@ -22,6 +22,8 @@ class Reader:
     def __init__(self, words: Sequence[str] = ()) -> None:
         self.interactive = sys.stdin.isatty()
         self.words = sorted(words)
+        self.breaks_line = False
+        """Whether the end of input has already begun a new line on the terminal."""
         self._draft = ""
         self._readline: Any = None
         if isinstance(sys.stdin, io.TextIOWrapper):
@@ -42,6 +44,7 @@ class Reader:
         else:
             readline.parse_and_bind("tab: complete")
             readline.parse_and_bind("set enable-bracketed-paste on")  # a pasted text is one message
+            self.breaks_line = sys.stdout.isatty()
         readline.set_startup_hook(self._fill)
 
     def _fill(self) -> None:

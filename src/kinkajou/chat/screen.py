@@ -45,6 +45,8 @@ class Screen:
                 stream.reconfigure(errors="backslashreplace")
         self._open = False
         """Whether the last line of an answer has not ended yet."""
+        self._passing = False
+        """Whether the line on standard error will be written over."""
 
     def piece(self, text: str) -> None:
         """The next part of an answer."""
@@ -69,7 +71,15 @@ class Screen:
     def note(self, text: str) -> None:
         """What is said about answers and settings: dim, on standard error."""
         self.end_line()
+        self.passing("")
         self._write(self.err, "".join(styled(self.err, "2", line) + "\n" for line in safe(text).split("\n")))
+
+    def passing(self, text: str) -> None:
+        """A line on a terminal that the next one replaces; "" takes it away."""
+        if self.err.isatty() and os.environ.get("TERM") != "dumb" and (text or self._passing):
+            width = os.get_terminal_size(self.err.fileno()).columns - 1
+            self._write(self.err, "\r\x1b[K" + styled(self.err, "2", safe(text)[:width]))
+            self._passing = bool(text)
 
     def fault(self, text: object) -> None:
         self.end_line()
@@ -100,7 +110,7 @@ class Column:
         self.width, self.rows, self.tail, self.finished = width, list[str](), "", False
 
     def add(self, text: str) -> None:
-        self.tail += safe(text).expandtabs(4)
+        self.tail += safe(text).replace("\t", " " * 4)
         while True:
             line, end, rest = self.tail.partition("\n")
             # Marks that take no cells may come without end.

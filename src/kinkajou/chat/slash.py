@@ -206,8 +206,9 @@ def help_(dialogue: Dialogue, argument: str) -> Next:
     lines = [f"/{command.form:<{width}} {command.words}" for command in COMMANDS.values()]
     lines += [
         "",
-        f"Settings: {', '.join(SETTINGS)}; /temperature 0.2 is short for /set temperature 0.2.",
-        'A line that ends in \\ goes on in the next one; """ begins and ends a message of several lines.',
+        f"Settings: {', '.join(SETTINGS)}.",
+        "/temperature 0.2 is short for /set temperature 0.2; /temperature shows it.",
+        'A line that ends in \\ goes on in the next one; """ begins and ends several lines.',
         "// begins a message that starts with a slash. Ctrl-C stops an answer, ctrl-D leaves.",
     ]
     return Next("\n".join(lines))
@@ -231,13 +232,11 @@ COMMANDS = {
         Command("system TEXT", 'sets the system message; "" takes it away', system),
         Command("new", "starts again; the system message stays", new),
         Command("retry", "answers the last message again, with another seed", retry),
-        Command(
-            "edit TEXT", "takes the last turn back and sends this instead; alone: puts the message on the line", edit
-        ),
+        Command("edit TEXT", "sends this instead of the last message; alone: puts that on the line", edit),
         Command("undo", "takes the last turn back", undo),
-        Command("pick 1|2", "with --versus: that model's last answer counts for both", pick),
-        Command("save FILE", "writes the conversation as a record that kinkajou sft reads", keep),
-        Command("load FILE", "goes on from a saved conversation; a number after it takes that one of several", fetch),
+        Command("pick 1|2", "with --versus: that last answer counts for both", pick),
+        Command("save FILE", "writes the conversation, as a record for kinkajou sft", keep),
+        Command("load FILE", "goes on from a saved one; of several in a file: /load FILE 2", fetch),
         Command("tokens", "shows how much of the context is used", tokens),
         Command("quit", "leaves; so does ctrl-D", lambda dialogue, argument: Next(leave=True)),
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
+from torch import nn
 
 from kinkajou.batch import Sampling
 from kinkajou.config import ChatConfig
@@ -16,7 +17,8 @@ from kinkajou.engine.sampling import derive_seed
 from kinkajou.engine.scheduler import Sample
 from kinkajou.engine.session import Session
 from kinkajou.errors import UserError
-from kinkajou.models.load import find_model, load_language_model
+from kinkajou.models.load import LoadOptions, find_model, load_language_model
+from kinkajou.models.quantised import FourBitLinear, Int8Linear, QuantisedLinear
 from kinkajou.serve.text import Answer as Shown
 
 ASSUMED_CONTEXT = 4096
@@ -92,7 +94,7 @@ class Talker:
         self.source = find_model(folder)
         tokenizer, _ = load_tokenizer(self.source)
         self.form = ChatFormat(tokenizer)
-        model = load_language_model(self.source, tokenizer)
+        model = load_language_model(self.source, tokenizer, LoadOptions(bits=cfg.bits))
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model
         settings = model.inner.config
@@ -163,12 +165,27 @@ class Talker:
     def describe(self) -> str:
         """The model in a line."""
         settings, module = self.model.inner.config, self.model.inner
-        count = module.num_parameters()
-        bits = f"{self.cfg.bits} bits" if self.cfg.bits != 16 else str(next(module.parameters()).dtype)[6:]
         return (
-            f"{self.source}: {settings.model_type}, {scaled(count)} parameters, {bits}, {self.model.device.type}, "
+            f"{self.source}: {settings.model_type}, {scaled(count_of(module))} parameters, {weights_of(module)}, "
+            f"{self.model.device.type}, "
             f"context {self.context:,} tokens{'' if self._stated else ' (not stated by the model)'}"
         )
+
+
+def count_of(module: nn.Module) -> int:
+    """Parameters, however many bytes they are kept in."""
+    packed = [layer for layer in module.modules() if isinstance(layer, QuantisedLinear)]
+    kept = {id(layer.weight) for layer in packed}
+    plain = sum(param.numel() for param in module.parameters() if id(param) not in kept)
+    return plain + sum(layer.in_features * layer.out_features for layer in packed)
+
+
+def weights_of(module: nn.Module) -> str:
+    """The type that most of the weights are kept in."""
+    for layer in module.modules():
+        if isinstance(layer, Int8Linear | FourBitLinear):
+            return "int8" if isinstance(layer, Int8Linear) else "4-bit"
+    return str(next(module.parameters()).dtype).removeprefix("torch.")
 
 
 def scaled(count: int) -> str:

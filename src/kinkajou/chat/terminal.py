@@ -1,4 +1,4 @@
-"""`kinkajou chat`: loads, then reads, answers and obeys until somebody leaves."""
+"""Loads the models, then reads, answers and obeys until somebody leaves."""
 
 import os
 import sys
@@ -15,9 +15,8 @@ from kinkajou.errors import UserError
 HINT = "/help shows the commands; ctrl-C stops an answer, ctrl-D leaves"
 
 
-def talk(folder: str, cfg: ChatConfig) -> None:
+def begin(folder: str, cfg: ChatConfig, screen: Screen) -> None:
     """Answers what comes on standard input; with `cfg.message` that one message, and leaves."""
-    screen = Screen()
     if cfg.message is not None and not sound(cfg.message):
         raise UserError("the message is empty, or not UTF-8", evidence=f"--message {cfg.message!r}")
     try:
@@ -33,6 +32,7 @@ def talk(folder: str, cfg: ChatConfig) -> None:
 
 
 def load(folder: str, cfg: ChatConfig, screen: Screen) -> Talker:
+    screen.passing(f"loading {folder} ...")
     talker = Talker(folder, cfg)
     screen.note(talker.describe())
     return talker
@@ -56,7 +56,7 @@ def converse(dialogue: Dialogue, reader: Reader) -> None:
                 return
             draft = follows.edit or ""
         except EOFError:
-            if reader.interactive:
+            if reader.interactive and not reader.breaks_line:
                 screen.line("")
             return
         except UserError as fault:

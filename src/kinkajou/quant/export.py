@@ -101,6 +101,8 @@ def whole(output: Path) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         delete(aside)
         yield aside
+        for path in (aside, *aside.rglob("*")):
+            with_content_on_disk(path)
         if os.path.lexists(output):
             delete(old)
             output.rename(old)
@@ -112,6 +114,12 @@ def whole(output: Path) -> Iterator[Path]:
         delete(aside)
         if os.path.lexists(old) and not os.path.lexists(output):
             old.rename(output)
+
+
+def with_content_on_disk(path: Path) -> None:
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def read_source(folder: str) -> Source:

@@ -17,6 +17,9 @@ class QuantizeConfig:
     """Replace `output` if it is there."""
     data: str = ""
     """Held-out text that the gate reads: records in any format of `data`, or a plain .txt file."""
+    calibrate: str = ""
+    """Text to which the rounding of the weights is fitted (GPTQ), in the same formats; another file than `data`.
+    Each weight goes to its nearest level if omitted."""
     gate_tokens: int = 8192
     """Tokens of it that are read at most."""
     max_kl: float | None = None

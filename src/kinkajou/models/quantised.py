@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import torch
@@ -213,11 +214,13 @@ def head_name(module: nn.Module) -> str | None:
     return next((name for name, layer in linear_layers(module).items() if layer is head), None)
 
 
-def quantise(module: nn.Module, bits: int, *, head: bool = True) -> list[str]:
+def quantise(
+    module: nn.Module, bits: int, *, head: bool = True, ready: Mapping[str, "QuantisedLinear"] = MappingProxyType({})
+) -> list[str]:
     """Quantises the linear layers of a transformers model in place; returns those that keep their weights.
 
     Before that a feed-forward block of a width that 4 bits cannot take is widened by units that are always 0.
-    UserError where nothing is left that can be quantised.
+    `ready` are layers that were made already, by name.  UserError where nothing is left that can be quantised.
     """
     if is_quantised(module):
         raise UserError("the model is quantised already", fix="leave --bits out, or take the model it was made from")
@@ -234,7 +237,7 @@ def quantise(module: nn.Module, bits: int, *, head: bool = True) -> list[str]:
             fix="--bits 8",
         )
     for name in layers.keys() - set(kept):
-        module.set_submodule(name, quantised_layer(layers[name], bits))
+        module.set_submodule(name, ready[name] if name in ready else quantised_layer(layers[name], bits))
     return kept
 
 

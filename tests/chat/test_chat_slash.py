@@ -22,6 +22,7 @@ SAID = {
     "/repetition_penalty 1.5": "repetition_penalty 1.5",
     "/max_new_tokens 99": "max_new_tokens 99",
     '/stop "a b" \\\\n': "stop 'a b' '\\n'",
+    '/stop "é\\n" \\\\x': "stop 'é\\n' '\\\\x'",
     '/stop ""': "stop (none)",
     "/seed 7": "seed 7",
     "/set system you are w5": "system message: you are w5",

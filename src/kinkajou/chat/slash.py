@@ -83,7 +83,7 @@ def parsed(name: str, value: str) -> Any:
             words = shlex.split(value)
         except ValueError as fault:
             raise UserError("a stop text is not closed", evidence=str(fault)) from None
-        return tuple(word.encode().decode("unicode_escape") if "\\" in word else word for word in words if word)
+        return tuple(word.replace("\\n", "\n").replace("\\t", "\t") for word in words if word)
     kind = next(field.type for field in fields(ChatConfig) if field.name == name)
     try:
         return int(value) if kind is int else float(value)

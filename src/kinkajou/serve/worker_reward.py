@@ -78,7 +78,7 @@ class Scorer:
             if not all(sound(turn.content) for turn in chat):
                 raise Refused("the text has half of a surrogate pair in it, which is no character", param="chats")
             try:
-                tokens = self.form.conversation([Message(turn.role, turn.content) for turn in chat]).tokens
+                tokens = self.form.conversation([Message(turn.role, turn.content, turn.ended) for turn in chat]).tokens
             except UserError as fault:
                 raise Refused(fault.problem, param="chats") from None
             if not 1 <= len(tokens) <= self.context:

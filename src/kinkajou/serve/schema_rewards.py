@@ -39,11 +39,11 @@ class SamplesRequest(Strict):
 
 def _form(value: object) -> str:
     if isinstance(value, SamplesRequest) or (isinstance(value, dict) and "samples" in value):
-        return "samples"
-    return "input"
+        return "of samples"
+    return "of chats"
 
 
 Scored = Annotated[
-    Annotated[RewardRequest, Tag("input")] | Annotated[SamplesRequest, Tag("samples")],
+    Annotated[RewardRequest, Tag("of chats")] | Annotated[SamplesRequest, Tag("of samples")],
     Discriminator(_form),
 ]

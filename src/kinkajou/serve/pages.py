@@ -43,7 +43,7 @@ def assets() -> dict[str, Asset]:
 
 
 def router() -> APIRouter:
-    """GET and HEAD of every path of the table.  Browsers ask each time whether a file has changed: 304 if it has not."""
+    """GET and HEAD of every path of the table.  Browsers ask each time whether a file has changed: 304 if not."""
     kept, routes = assets(), APIRouter(include_in_schema=False)
 
     async def send(request: Request) -> Response:

@@ -97,7 +97,7 @@ export function notice(text, { label = "", act = null } = {}) {
 /** Text as it is, cut into pieces so that one enormous paragraph cannot stop the page. */
 export function plain(root, text) {
   for (let from = 0; from < text.length || from === 0; ) {
-    const to = edge(text, from + 8000);
+    const to = edge(text, from + 4000);
     root.append(el("p", { class: from ? "more" : undefined, dir: "auto", text: text.slice(from, to) }));
     if (to >= text.length) return;
     from = to;

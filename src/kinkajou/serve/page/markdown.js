@@ -3,8 +3,8 @@
 
 import { copyButton, edge, el } from "./elements.js";
 
-const LEAF = 8000; // characters of one paragraph or piece of code; beyond that another is begun
-const WAITING = 4000; // characters of an unfinished line that are drawn anew with each piece
+const LEAF = 4000; // characters of one paragraph or piece of code; beyond that another is begun
+const WAITING = 2000; // characters of an unfinished line that are drawn anew with each piece
 const DEEPEST = 6; // levels of lists
 
 const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([\w+#.-]{0,40})[^`]*$/;
@@ -99,7 +99,7 @@ export class Writer {
     }
     const quote = QUOTE.exec(text);
     if (quote) return this.quoteLine(text.slice(quote[0].length));
-    if (RULE.test(text)) {
+    if (text.length < 100 && RULE.test(text)) {
       this.close();
       return this.put(this.root, el("hr"));
     }

@@ -6,7 +6,7 @@ import { loadSettings, saveSettings } from "./store.js";
 // name: [label, hint, least, most, step, whole]
 const NUMBERS = {
   temperature: ["Temperature", "0 always takes the likeliest token; higher is more varied", 0, 2, 0.05, false],
-  top_p: ["Top p", "Only the likeliest tokens that make up this share", 0, 1, 0.05, false],
+  top_p: ["Top p", "Only the likeliest tokens that make up this share", 0.01, 1, 0.05, false],
   top_k: ["Top k", "Only so many of the likeliest tokens; 0: all", 0, 100_000, 1, true],
   max_tokens: ["Longest answer", "In tokens", 1, 1_000_000, 1, true],
   seed: ["Seed", "The same seed gives the same answer", 0, 2 ** 31 - 1, 1, true],

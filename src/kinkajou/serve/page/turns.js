@@ -11,7 +11,7 @@ export class AnswerView {
     this.body = el("div", { class: "prose" });
     this.foot = el("div", { class: "foot" });
     this.fault = el("div", { class: "fault", hidden: true });
-    const who = el("h3", { class: "who" }, el("span", { class: "dot", "aria-hidden": "true" }), el("span", { text: answer.model || "model" }));
+    const who = el("h2", { class: "who" }, el("span", { class: "dot", "aria-hidden": "true" }), el("span", { text: answer.model || "model" }));
     this.node = el("article", { class: "answer", "aria-label": `Answer of ${answer.model || "the model"}` }, who, this.body, this.fault, this.foot);
     this.writer = new Writer(this.body);
     this.drawn = 0;
@@ -120,7 +120,7 @@ export class AskedView {
     const tools = el("div", { class: "tools", role: "group", "aria-label": "What to do with your message" });
     tools.append(copyButton("Copy message", () => this.prompt, { quiet: true }), button("edit", "Edit message", () => this.edit(), { quiet: true }));
     this.node.classList.remove("editing");
-    this.node.replaceChildren(el("h3", { class: "unseen", text: "You" }), bubble, tools);
+    this.node.replaceChildren(el("h2", { class: "unseen", text: "You" }), bubble, tools);
   }
 
   edit() {
@@ -144,7 +144,7 @@ export class AskedView {
     const hint = el("p", { class: "hint", text: "What follows this message is replaced." });
     const ends = el("div", { class: "ends" }, hint, button("cross", "Cancel", cancel), button("send", "Send", send, { kind: "strong" }));
     this.node.classList.add("editing");
-    this.node.replaceChildren(el("h3", { class: "unseen", text: "You" }), area, ends);
+    this.node.replaceChildren(el("h2", { class: "unseen", text: "You" }), area, ends);
     area.focus();
     area.setSelectionRange(area.value.length, area.value.length);
     this.node.scrollIntoView({ block: "nearest" });

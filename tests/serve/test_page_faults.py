@@ -1,0 +1,184 @@
+"""What the page says when the server dies, is busy, is stopping, asks for a key, or says no."""
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Route, expect
+from tests.serve.browser import EVENT, Person, chromium, error, pieces, server, visit
+
+KEY = "key-of-the-forest"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with server() as (found, _):
+        yield found
+
+
+@pytest.fixture
+def person(browser: Browser, address: str) -> Iterator[Person]:
+    with visit(browser, address) as found:
+        yield found
+
+
+def test_the_server_dies_in_the_middle_and_before(browser: Browser) -> None:
+    with server() as (address, process), visit(browser, address) as person:
+        page = person.come("slow")
+        person.say(" ".join(map(str, range(1000))), wait=False)
+        expect(page.locator(".prose")).to_contain_text("0 1 2")
+        process.kill()
+        person.settled()
+        expect(page.locator(".fault strong")).to_have_text("The connection broke off")
+        expect(page.locator("#spoken")).to_contain_text("The connection broke off")
+        kept = person.answers()[0]
+        assert kept.startswith("0 1 2")
+        person.say("still there?")
+        expect(page.locator(".fault strong").last).to_have_text("The server cannot be reached")
+        person.asked([" ".join(map(str, range(1000))), "still there?"])
+        expect(page.get_by_role("button", name="Try again")).to_have_count(2)
+
+
+def test_a_server_that_comes_back_is_found(person: Person) -> None:
+    page = person.page
+    page.route("**/v1/models", lambda route: route.abort(), times=1)
+    page.goto(person.address)
+    expect(page.locator("#status")).to_contain_text("The server cannot be reached")
+    expect(page.locator("#status")).to_be_hidden()
+    person.say("hello")
+    assert person.answers() == ["hello"]
+
+
+def test_busy_counts_down_then_may_be_asked_again(person: Person) -> None:
+    page = person.come()
+    person.next_reply(429, error("all slots and the queue are taken", "queue_full"), {"retry-after": "2"})
+    person.say("hello")
+    expect(page.locator(".fault")).to_contain_text("The server is busy")
+    retry = page.locator(".fault button")
+    expect(retry).to_be_disabled()
+    expect(retry).to_have_text("Try again in 2 s")
+    expect(retry).to_have_text("Try again")
+    retry.click()
+    person.settled()
+    assert person.answers() == ["hello"]
+    expect(page.locator(".fault")).to_be_hidden()
+
+
+SAYINGS = {
+    "stopping": (503, error("the server is stopping", "stopping"), "The server takes no requests now", "is stopping"),
+    "deadline": (
+        504,
+        error("not finished within 9 s", "deadline"),
+        "The answer took too long",
+        "Not finished within 9 s.",
+    ),
+    "too long": (
+        400,
+        error("the prompt has 50 tokens, the context 20", "context_length_exceeded"),
+        "This conversation is too long for the model",
+        "The prompt has 50 tokens, the context 20.",
+    ),
+    "refused": (400, error("stop.0: too long"), "The server refused this request", "Stop.0: too long."),
+    "ours": (
+        500,
+        error("the server failed", "internal_error"),
+        "The server failed at this answer",
+        "The server failed.",
+    ),
+    "no JSON": (502, "<h1>Bad gateway</h1>", "The server failed at this answer", "Status 502."),
+    "event": (
+        200,
+        pieces("begun ") + EVENT.format(error("the model's process has ended", "model_failed")),
+        "The server failed at this answer",
+        "process has ended",
+    ),
+    "draining": (
+        200,
+        pieces("begun ") + EVENT.format(error("the server is stopping", "stopping")),
+        "The server takes no requests now",
+        "",
+    ),
+    "cut": (200, pieces("begun ", "more"), "The connection broke off", "What had come until then is kept."),
+    "no event": (200, pieces("begun ") + "data: {broken\n\n", "The server failed at this answer", "not JSON"),
+    "<img>": (
+        400,
+        error("<img src=x onerror=alert(1)>"),
+        "The server refused this request",
+        "<img src=x onerror=alert(1)>",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAYINGS)
+def test_what_the_server_says(person: Person, name: str) -> None:
+    status, body, title, detail = SAYINGS[name]
+    page = person.come()
+    person.next_reply(status, body)
+    person.say("hello")
+    expect(page.locator(".fault strong")).to_have_text(title)
+    expect(page.locator(".fault")).to_contain_text(detail)
+    if status == 200:
+        assert person.answers()[0].startswith("begun")
+    assert page.locator(".fault img").count() == 0
+    page.reload()
+    expect(page.locator(".fault strong")).to_have_text(title)
+
+
+def test_a_conversation_that_is_too_long_for_a_real_server(person: Person) -> None:
+    page = person.come("brief")
+    person.say(" ".join(map(str, range(50))))
+    expect(page.locator(".fault strong")).to_have_text("This conversation is too long for the model")
+    expect(page.locator(".fault")).to_contain_text("50 tokens")
+
+
+def test_the_page_asks_for_a_key(person: Person) -> None:
+    """As behind a proxy that lets everybody see the page."""
+    page = person.page
+
+    def look(route: Route) -> None:
+        if route.request.headers.get("authorization") == f"Bearer {KEY}":
+            route.continue_()
+        else:
+            route.fulfill(status=401, body=error("the key is missing or wrong"), content_type="application/json")
+
+    page.route("**/v1/**", look)
+    page.goto(person.address)
+    field = page.get_by_label("Key", exact=True)
+    expect(field).to_be_focused()
+    field.fill("wrong")
+    page.keyboard.press("Enter")
+    expect(page.locator("#door-wrong")).to_have_text("The server did not take this key.")
+    field.fill(KEY)
+    page.keyboard.press("Enter")
+    expect(page.locator("#door")).to_be_hidden()
+    expect(page.locator("#model")).to_be_enabled()
+    person.say("hello")
+    assert person.answers() == ["hello"]
+    page.reload()
+    expect(page.locator("#model")).to_be_enabled()
+    assert page.evaluate("() => Object.values(localStorage).join().includes('forest')") is False
+    page.locator("#forget-key").click()
+    expect(field).to_be_focused()
+    page.keyboard.press("Escape")
+    person.say("no key")
+    expect(page.locator(".fault strong")).to_have_text("This server asks for a key")
+    field.fill(KEY)
+    page.keyboard.press("Enter")
+    expect(page.locator(".prose").last).to_have_text("no key")
+
+
+def test_a_server_with_a_key_opens_by_the_browsers_own_question(browser: Browser) -> None:
+    with server(KEY) as (address, _):
+        with visit(browser, address) as stranger:
+            reply = stranger.page.goto(address)
+            assert reply
+            assert reply.status == 401
+        with visit(browser, address, http_credentials={"username": "me", "password": KEY}) as person:
+            person.come()
+            person.say("hello")
+            assert person.answers() == ["hello"]

@@ -16,7 +16,8 @@ OPEN = "/health"
 NAME = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?)(:[0-9]{1,5})?")
 OWN = frozenset({"localhost", "127.0.0.1", "[::1]"})
 ONCE = (b"host", b"origin", b"content-type", b"content-length", b"authorization", b"sec-fetch-site")
-CHALLENGE = {"www-authenticate": 'Bearer realm="kinkajou", Basic realm="kinkajou", charset="UTF-8"'}
+# Basic first: Chromium reads one scheme of a line, and must ask for the key itself to open the page.
+CHALLENGE = {"www-authenticate": 'Basic realm="kinkajou", charset="UTF-8", Bearer realm="kinkajou"'}
 ALLOWED = "authorization, content-type"
 
 
@@ -44,6 +45,10 @@ class Visitor:
     @cached_property
     def origin(self) -> str:
         return self.field(b"origin").lower()
+
+    @property
+    def has_body(self) -> bool:
+        return b"transfer-encoding" in self.fields or self.field(b"content-length") not in ("", "0")
 
     @property
     def from_elsewhere(self) -> bool:
@@ -82,7 +87,7 @@ def checked(visitor: Visitor) -> bool:
     if visitor.is_preflight:
         return True
     check_key(visitor)
-    if visitor.method in ("POST", "PUT", "PATCH"):
+    if visitor.method == "POST" and visitor.has_body:  # others, and empty ones, are refused by the routes
         check_content(visitor)
     return False
 

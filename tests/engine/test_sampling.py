@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from kinkajou.engine.sampling import derive_seed, draw, uniforms
+from kinkajou.batch import Sampling
+from kinkajou.engine.sampling import derive_seed, draw, pick, uniforms
 
 LAST = 1 - 2.0**-53
 """The largest double below 1: the most that a uniform number can be."""
@@ -107,3 +108,15 @@ def test_inverse_transform_by_loops() -> None:
         before = math.fsum(mass[:token]) / math.fsum(mass)
         after = math.fsum(mass[: token + 1]) / math.fsum(mass)
         assert before - 1e-6 <= point <= after + 1e-6
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(temperature=5e-324), Sampling(temperature=1e-40), Sampling(top_p=5e-324), Sampling(min_p=1.0)],
+)
+def test_settings_near_their_limit_take_the_likeliest_token(sampling: Sampling) -> None:
+    """Of temperature and top-p at 0 the limit is greedy; dividing by such numbers would overflow."""
+    logits = torch.tensor([[-80.0, 90.0, 3.0, 89.0]])
+    token, logp = pick(logits, sampling, torch.tensor([0.999999], dtype=torch.float64))
+    assert token.tolist() == [1]
+    assert bool(logp.isfinite().all())

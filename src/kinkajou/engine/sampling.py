@@ -11,6 +11,8 @@ from torch.nn.functional import pad
 from kinkajou.algos import tensors
 from kinkajou.batch import Sampling
 
+COLDEST, LEAST_MASS = 1e-3, 1e-6
+"""Below that temperature the likeliest token is taken, and top-p holds that mass: less overflows float32."""
 BLOCK = 64
 """Tokens whose probabilities are summed at once before one of them is looked for."""
 
@@ -64,14 +66,15 @@ def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, T
 
     (b, v), (b,) -> (b,), (b,) float32.
     """
+    temperature = sampling.temperature if sampling.temperature >= COLDEST else 0.0
     cut = tensors.sampling_logits(
         logits,
-        temperature=sampling.temperature,
+        temperature=temperature,
         top_k=sampling.top_k,
-        top_p=sampling.top_p,
+        top_p=max(sampling.top_p, LEAST_MASS),
         min_p=sampling.min_p,
     )
-    if sampling.temperature > 0:
+    if temperature > 0:
         return draw(cut, uniform)
     tokens = cut.argmax(-1)
     return tokens, tensors.token_logps(cut, tokens)

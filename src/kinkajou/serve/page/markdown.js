@@ -201,7 +201,7 @@ export class Writer {
     const name = el("span", { text: language || "text" });
     const head = el("div", { class: "code-head" }, name, copyButton("Copy code", () => pieces.join(""), { quiet: true }));
     const body = el("code");
-    const pre = el("pre", { tabindex: "0", dir: "ltr", "aria-label": "Code", role: "region" }, body);
+    const pre = el("pre", { tabindex: "0", dir: "ltr", "aria-label": "Code", role: "group" }, body);
     this.put(parent, el("div", { class: "code" }, head, pre));
     this.code = { mark, body, pieces, node: null };
     this.codePiece();

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from benchmarks.serving.stub import Stub
 from fastapi import APIRouter, FastAPI, Request
 from pydantic import BaseModel
 
-from benchmarks.serving.stub import Stub
 from kinkajou.serve.app import make_app
 from kinkajou.serve.backend import Backend, Event, Job, Piece
 from kinkajou.serve.bind import taken

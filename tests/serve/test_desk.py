@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from benchmarks.serving.stub import Stub
 from place import make_house, served, until
 
-from benchmarks.serving.stub import Stub
 from kinkajou.serve.backend import Began, Broken, Event, Job, Piece, Refused, Turn
 from kinkajou.serve.desk import Desk
 from kinkajou.serve.limits import Limits
@@ -107,6 +107,22 @@ def test_beyond_slots_and_queue_is_429() -> None:
             await until(lambda: not place.house.desk.tickets)
             assert (await place.client.post("/echo", json={"text": "a", "n": 5})).status_code == 200
             assert (await place.client.post("/echo", json={"text": "a", "n": 6})).status_code == 400
+
+    asyncio.run(ask())
+
+
+def test_where_all_models_are_full_nothing_is_read() -> None:
+    async def ask() -> None:
+        full, free = Stub("full", pause_s=10, slots=1), Stub("free", slots=1)
+        house = make_house({"full": full, "free": free}, queue=0)
+        async with served(house) as place, house.desk.admitted(full, Job(text="a")):
+            broken = await place.client.post("/v1/completions", json={"model": "full", "prompt": 1.5})
+            assert broken.status_code == 400  # one could be asked: so the body is read, and is no request
+            async with house.desk.admitted(free, Job(text="a")):
+                answer = await place.client.post("/v1/completions", json={"model": "full", "prompt": 1.5})
+                assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
+                assert "retry-after" in answer.headers
+                assert (await place.client.get("/ready")).status_code == 200
 
     asyncio.run(ask())
 

@@ -8,9 +8,8 @@ import signal
 
 import httpx
 import pytest
-from place import Place, make_house, served, until
-
 from benchmarks.serving.stub import Stub
+from place import Place, make_house, served, until
 
 
 async def streams(place: Place, words: int, count: int) -> list["asyncio.Task[str]"]:

@@ -6,9 +6,9 @@ import json
 import socket
 
 import pytest
+from benchmarks.serving.stub import Stub
 from place import Place, head, make_house, served, until
 
-from benchmarks.serving.stub import Stub
 from kinkajou.serve.limits import Limits
 
 BODY = json.dumps({"text": "a b c"}).encode()

@@ -1,6 +1,7 @@
 """`kinkajou serve`: what is checked before anything is loaded, and the process from its first line to its exit code."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -77,6 +78,13 @@ def test_two_servers_that_load_at_once() -> None:
             first.close()
             assert caller.recv(1) == b""
     taken("127.0.0.1", port, has_key=False, send_buffer_bytes=8192).close()
+
+
+def test_more_connections_than_files() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fault = fails("model", door={"max_connections": hard})
+    assert "--max-connections" in fault.problem
+    assert f"--max-connections {hard - 256}" in fault.fix
 
 
 def test_names_of_models() -> None:

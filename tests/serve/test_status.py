@@ -4,10 +4,10 @@ import asyncio
 import re
 
 import pytest
+from benchmarks.serving.stub import Stub
 from place import Place, make_house, served
 from test_desk import Judge
 
-from benchmarks.serving.stub import Stub
 from kinkajou.serve.app import make_app
 
 
@@ -53,7 +53,8 @@ def test_metrics_are_what_prometheus_reads() -> None:
     text = asyncio.run(run())
     for line in text.splitlines():
         assert line.startswith("# ") or SAMPLE.fullmatch(line.replace('le="+Inf"', 'le="inf"')), line
-    for name in ("waiting", "running", "slots", "batch_fill", "cache_used_tokens", "cache_room_tokens", "ready", "tasks"):
+    gauges = ("waiting", "running", "slots", "batch_fill", "cache_used_tokens", "cache_room_tokens", "ready", "tasks")
+    for name in gauges:
         assert re.search(rf"^kinkajou_{name}[ {{]", text, re.MULTILINE), name
     lag = re.search(r"^kinkajou_event_loop_lag_seconds_count ([0-9.]+)", text, re.MULTILINE)
     assert lag

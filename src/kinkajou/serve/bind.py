@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import resource
 import socket
 
 from kinkajou.errors import UserError
@@ -11,6 +12,8 @@ from kinkajou.serve.gate import NAME, bracketed, urlsplit_origin
 from kinkajou.serve.keys import MAKE_ONE, VARIABLE
 
 BACKLOG = 2048
+OTHER_HANDLES = 256
+"""Files, pipes of models' processes, connections that are being refused."""
 EVERYWHERE = ("0.0.0.0", "::")
 
 
@@ -44,6 +47,19 @@ def taken(host: str, port: int, *, has_key: bool, send_buffer_bytes: int) -> soc
         place.close()
         raise refused(f"{bracketed(host)}:{port}", fault) from None
     return place
+
+
+def make_room(connections: int) -> None:
+    """For so many connections among the process's file handles; UserError if they cannot be had."""
+    wanted = connections + OTHER_HANDLES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            raise UserError(
+                f"--max-connections {connections}: this process may open {hard:,} files",
+                fix=f"--max-connections {max(1, hard - OTHER_HANDLES)}, or a higher `ulimit -n`",
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def opened(place: socket.socket) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -62,6 +62,18 @@ class Desk:
         self._let_in(scorer.name, scorer.state, 1, 1, client)
         async with self._ticket(scorer.name, 1, client):
             return await scorer.score(chats)
+
+    def refusal(self, backends: Iterable[Backend]) -> Problem | None:
+        """Why none of them can be asked for anything now, whatever the request says; None if one can."""
+        if self.draining:
+            return Stopping()
+        waits = []
+        for backend in backends:
+            slots = max(1, backend.load.slots)
+            if backend.state != "ready" or self.choices[backend.name] < slots + self.queue:
+                return None
+            waits.append(self._wait_s(backend.name, 1, slots))
+        return Busy(min(waits, default=1))
 
     def cut(self) -> None:
         """Ends all that is open, each with Stopping."""

@@ -15,6 +15,8 @@ from kinkajou.serve.problems import Problem
 
 log = logging.getLogger("kinkajou.access")
 WITH_BODY = {"POST", "PUT", "PATCH", "DELETE"}
+ANSWERING = {"/v1/chat/completions", "/v1/completions", "/generate", "/generate/stream"}
+"""Paths whose every request asks a model for an answer."""
 CSP = (
     "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -80,6 +82,8 @@ class Visit:
 
     async def with_body(self) -> None:
         """Reads the body, then runs the app until it has answered or the client has gone."""
+        if self.scope["path"] in ANSWERING and (shut := self.house.desk.refusal(self.house.backends.values())):
+            raise shut  # before a byte of the body is read: under load a refusal has to cost little
         body = await self.body()
         if body is None:
             self.left.set()

@@ -86,6 +86,12 @@ def test_settings_count_from_the_next_answer_on(talk: Talk) -> None:
     assert seen.answers == ["w6 w7", "w6", "w6"]
 
 
+def test_the_smallest_temperature_takes_the_likeliest_token(talk: Talk) -> None:
+    """Logits divided by it are infinite."""
+    seen = talk("/temperature 1e-40", "w5 w8", "/new", "/temperature 1", "/top_p 1e-6", "w5 w8")
+    assert seen.answers == ["w6 w7", "w6 w7"]
+
+
 def test_settings_shows_all_of_them(talk: Talk) -> None:
     cfg = ChatConfig(temperature=0.5, top_k=4, stop=("w9",), system="w20")
     lines = talk("/settings", cfg=cfg).err.splitlines()[1:]

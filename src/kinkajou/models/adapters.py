@@ -129,6 +129,8 @@ def apply_adapter(model: nn.Module, folder: str) -> nn.Module:
         model = quantised.dequantise(model)
     try:
         with renames_ignored():
+            # Adapters of a quantised GPT-2 were trained on layers that are not transposed; PEFT turns them.
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
             loaded = PeftModel.from_pretrained(cast(Any, model), folder)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as fault:
         raise UserError(

@@ -183,7 +183,9 @@ def language_figures(work: Work, folder: Path) -> dict[str, Any]:
     with quantised.quiet():
         found["transformers"] = asdict(gate.distance(before, plain_logits(folder), text.rows))
     prompts = text.prompts[:8]
-    found["tokens_per_s"] = dict(zip(("before", "after"), gate.speeds([original, ours], form, prompts), strict=True))
+    found["tokens_per_s"] = dict(
+        zip(("before", "after"), gate.speeds([original, ours], form, prompts, new=text.room), strict=True)
+    )
     if work.cfg.reward:
         judge = load_scalar_model(find_model(work.cfg.reward), form.tokenizer, fresh=False).freeze()
         judge.to(device())

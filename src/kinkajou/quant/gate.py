@@ -84,7 +84,7 @@ def own_text(model: LanguageModel, form: ChatFormat, *, tokens: int, length: int
     return [row.tolist() for row in found.tokens]
 
 
-def speeds(models: Sequence[LanguageModel], form: ChatFormat, prompts: Rows, *, new: int = 48) -> list[float]:
+def speeds(models: Sequence[LanguageModel], form: ChatFormat, prompts: Rows, *, new: int) -> list[float]:
     """Tokens a second of each model in decoding the same prompts together, in turn: the median of three rounds."""
     found: list[list[float]] = [[] for _ in models]
     for _ in range(3):

@@ -23,6 +23,8 @@ from kinkajou.models.quantised import (
     matrix_of,
 )
 
+FIRST = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+"""Layers that read what another one reads; OPT names them k, v, q."""
 SHARES = [1 - 0.03 * i for i in range(10)]
 DAMP = 0.01
 """Of the mean of the diagonal, added to it."""
@@ -50,10 +52,11 @@ def layers(
 
 
 def groups(wanted: dict[str, nn.Module]) -> list[list[str]]:
-    """Layers of one block that do not read each other: those between two numbers, by the part before their own name."""
+    """Layers in the order in which a model runs them; those that read the same input together."""
     found: dict[str, list[str]] = {}
     for name in wanted:
-        found.setdefault(name.rpartition(".")[0], []).append(name)
+        parent, _, own = name.rpartition(".")
+        found.setdefault(f"{parent}.{FIRST.get(own, own)}", []).append(name)
     return list(found.values())
 
 

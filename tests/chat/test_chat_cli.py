@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from chatting import GREEDY, SAYINGS, Talk, by_transformers
 
+from kinkajou.chat.dialogue import Dialogue
+from kinkajou.chat.screen import Screen
 from kinkajou.chat.talker import Talker
 from kinkajou.cli import main
 from kinkajou.config import ChatConfig
@@ -155,9 +157,6 @@ def test_what_is_said_is_kept_as_it_was(speaker: str, talk: Talk, tmp_path: Path
 
 
 def test_an_interrupted_step_does_not_spoil_the_next_answer(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kinkajou.chat.dialogue import Dialogue
-    from kinkajou.chat.screen import Screen
-
     dialogue = Dialogue([Talker(folder, GREEDY)], GREEDY, Screen())
     monkeypatch.setattr(Session, "_taken", interrupted(Session._taken))
     with pytest.raises(KeyboardInterrupt):
@@ -171,12 +170,13 @@ def test_an_interrupted_step_does_not_spoil_the_next_answer(folder: str, monkeyp
 
 
 def interrupted(method: Callable[..., list[Said]]) -> Callable[..., list[Said]]:
-    """The second call is cut short."""
+    """The second call is cut short, and leaves a session whose answers have no end."""
     calls = []
 
     def cut(self: Session, *arguments: object) -> list[Said]:
         calls.append(1)
         if len(calls) == 2:
+            self.ends = set()
             raise KeyboardInterrupt
         return method(self, *arguments)
 

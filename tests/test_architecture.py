@@ -88,7 +88,10 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"fastapi", "starlette", "uvicorn", "h11", "pydantic", "prometheus_client", "httpx"},
         {"serve", "config", "errors", "data", "exchange"},
     ),
-    "serve/worker": (TORCH, {"serve", "errors", "faults", "batch", "data", "engine", "models", "quant", "rewards", "memory"}),
+    **{
+        f"serve/worker{part}.py": (TORCH, {"serve", "errors", "faults", "batch", "data", "engine", "models"})
+        for part in ("", "_engine", "_model", "_prompts", "_reward")
+    },
     "runs.py": ({"rich"}, {"checkpoint", "data", "errors"}),
     "verify.py": ({"rich"}, {"checkpoint", "errors"}),
     "demo.py": (

@@ -11,7 +11,7 @@ from kinkajou.batch import Passes, Rollout, Sampling, pad_rows
 from kinkajou.engine.cache import Cache, Slots
 from kinkajou.engine.paged import Pages, can_page
 from kinkajou.engine.scheduler import Decoder, Sample
-from kinkajou.engine.session import Session
+from kinkajou.engine.session import Session, block
 from kinkajou.errors import UserError
 from kinkajou.models.forward import LanguageModel
 
@@ -168,7 +168,9 @@ class LocalEngine:
             for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
 
-    def session(self, samples: Sequence[Sample], *, rows: int | None = None, room: int = 0) -> Session:
+    def session(
+        self, samples: Sequence[Sample], *, rows: int | None = None, room: int = 0, steady: bool = False
+    ) -> Session:
         """A session with those samples in its queue; slots for `rows` of them (or as many as may run at once) of
         `room` tokens (or what the longest may come to).
 
@@ -176,17 +178,18 @@ class LocalEngine:
         """
         rows = rows or min(self.max_rows, max(1, len(samples)))
         room = max(room, *(len(sample.prompt) + sample.max_new_tokens for sample in samples), 1)
-        session = self._kept
+        session = None if steady else self._kept
         if session is None or session.busy or session.scheduler.rows < rows or session.room < room:
             session = Session(
                 self.model,
-                self._cache(rows, room),
+                self._cache(rows + -rows % block(rows, self.model.device) if steady else rows, room),
                 rows=rows,
                 room=room,
                 end_ids=self.end_ids,
                 sharded=self.passes is not None,
+                steady=steady,
             )
-        self._kept = session if self.model.device.type == "cuda" else None
+        self._kept = session if self.model.device.type == "cuda" and not steady else None
         session.renew(self.decode)
         for sample in samples:
             session.add(sample)

@@ -42,13 +42,14 @@ class Inputs:
 
 
 class Graphs:
-    """Records `step` once for each bucket and distribution.  Rows beyond n run too, in slots that nobody reads.
+    """Records `step` once for each bucket and distribution.  Rows beyond n run too, in slots that nobody reads; unless
+    it is `every` bucket, all rows always run.
 
     Weights and cache are read where they lay when it was recorded: `forget` when they have moved.
     """
 
-    def __init__(self, step: Step, rows: int) -> None:
-        self.step, self.sizes = step, buckets(rows)
+    def __init__(self, step: Step, rows: int, *, every: bool = True) -> None:
+        self.step, self.sizes = step, buckets(rows) if every else [rows]
         self.recorded: dict[tuple[int, Sampling], tuple[Inputs, Callable[[], None], tuple[Tensor, Tensor]]] = {}
 
     def forget(self) -> None:

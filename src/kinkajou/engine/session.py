@@ -11,6 +11,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.profiler import record_function
 
 from kinkajou.batch import Sampling
@@ -22,6 +23,9 @@ from kinkajou.models.attention import Layout, Packed
 from kinkajou.models.forward import LanguageModel
 from kinkajou.models.packing import Repacked
 
+BLOCK = 8
+"""Steady steps have a multiple of so many rows: a CPU's products give other bits to fewer than 4, and its elementwise
+functions to what is left over after a multiple of 32 numbers, of which the width brings 4."""
 BURST = 8
 """Tokens that a GPU draws for every row before the host looks whether a sample has ended."""
 
@@ -44,11 +48,24 @@ Opinion = tuple[float, tuple[tuple[int, float], ...]]
 
 
 class Session:
-    """Samples of one model, at most `rows` at once, over a cache that has room for each of them."""
+    """Samples of one model, at most `rows` at once, over a cache that has room for each of them.
+
+    `steady`: a sample's logits have the same bits whatever runs beside it, on a CPU in float32.  Each prompt then goes
+    through the model by itself, and a step has a multiple of `block` rows, for which the cache must have slots.
+    """
 
     def __init__(
-        self, model: LanguageModel, cache: Cache, *, rows: int, room: int, end_ids: Iterable[int], sharded: bool = False
+        self,
+        model: LanguageModel,
+        cache: Cache,
+        *,
+        rows: int,
+        room: int,
+        end_ids: Iterable[int],
+        sharded: bool = False,
+        steady: bool = False,
     ) -> None:
+        self.steady, self.block = steady, block(rows, model.device) if steady else 1
         self.sharded = sharded
         """Whether every step must be one pass through the model, which all ranks make together."""
         self.model, self.cache, self.room = model, cache, room
@@ -56,7 +73,7 @@ class Session:
         self.scheduler = Scheduler(rows)
         self.decode: Decoder | None = None
         self.layers: Repacked | None = None
-        self.graphs = Graphs(self._next, rows) if self.device.type == "cuda" and not sharded else None
+        self.graphs = Graphs(self._next, rows, every=not steady) if self.device.type == "cuda" and not sharded else None
         self._lay: list[int] = []
         self._first: dict[tuple[int, ...], Tensor] = {}
         """Logits after a prompt, as long as samples wait that start with it."""
@@ -120,7 +137,10 @@ class Session:
             if sample.prompt not in holders:
                 fresh[sample.prompt] = holders[sample.prompt] = slot
         if fresh:
-            self._first |= dict(zip(fresh, self._prefill(list(fresh), list(fresh.values())), strict=True))
+            groups = [[prompt] for prompt in fresh] if self.steady else [list(fresh)]
+            for prompts in groups:
+                logits = self._prefill(prompts, [fresh[prompt] for prompt in prompts])
+                self._first |= dict(zip(prompts, logits, strict=True))
         else:
             self._keep_company()
         for slot, sample in enumerate(admitted, len(running)):
@@ -159,8 +179,8 @@ class Session:
                 told.append({})
             else:
                 with record_function("kinkajou/decode"):
-                    layout = self.cache.decode(positions + i, max(sample.length for sample in running) + 1 + i)
-                    logits = self._logits(tokens, positions + i, layout)
+                    longest = max(sample.length for sample in running) + 1 + i
+                    logits = self._filled(tokens, positions + i, longest)
                 with record_function("kinkajou/sample"):
                     drawn = self._draw(logits, running, dice[i])
                     told.append(opinions(logits, drawn[0], running))
@@ -186,6 +206,14 @@ class Session:
         """One step on tensors alone: what a CUDA graph records."""
         layout = self.cache.decode(positions)
         return pick(self._logits(tokens, positions, layout), sampling, uniform)
+
+    def _filled(self, tokens: Tensor, positions: Tensor, longest: int) -> Tensor:
+        """A step with rows of no account, at the start of free slots, up to a multiple of `block`."""
+        n = len(tokens)
+        if missing := -n % self.block:
+            tokens, positions = (pad(x, (0, missing)) for x in (tokens, positions))
+        layout = self.cache.decode(positions, None if self.steady else longest)
+        return self._logits(tokens, positions, layout)[:n]
 
     def _logits(self, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         """Runs one new token in each slot.  (n,), (n,) -> (n, v)."""
@@ -230,6 +258,11 @@ class Session:
                     sample.take(token, logp, self.ends, self.decode)
                     said.append(Said(sample, token, logp, *opinion.get(i, ())))
         return said
+
+
+def block(rows: int, device: torch.device) -> int:
+    """Bits do not depend on the number of rows if it is a multiple of this: on a GPU each number has its kernels."""
+    return BLOCK if device.type == "cpu" else rows
 
 
 def curious(samples: list[Sample]) -> bool:

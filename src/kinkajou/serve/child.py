@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from kinkajou.errors import UserError
@@ -38,11 +38,10 @@ class Child:
 
     async def start(self) -> None:
         """Returns once the worker is ready; UserError for what it says of its load."""
-        try:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.close)
             await self._spawn()
-        except BaseException:
-            await self.close()
-            raise
+            stack.pop_all()
         self.watch = asyncio.create_task(self._watch())
 
     async def _spawn(self) -> None:

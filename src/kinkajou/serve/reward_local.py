@@ -11,7 +11,7 @@ from kinkajou.serve.local import GONE, Hosting
 
 
 class LocalScorer:
-    """Scores chats one after the other; of `hosting` dtype, context, template and threads count."""
+    """Scores chats one after the other; of `hosting` dtype, template and threads count."""
 
     def __init__(self, name: str, source: str, hosting: Hosting | None = None) -> None:
         self.name = name
@@ -42,7 +42,8 @@ class LocalScorer:
         future = self.open[number] = asyncio.get_running_loop().create_future()
         self.child.send({"score": number, "chats": [[asdict(turn) for turn in chat] for chat in chats]})
         try:
-            return await future
+            scores: list[float] = await future
+            return scores
         finally:
             self.open.pop(number, None)
 

@@ -11,7 +11,7 @@ from kinkajou.engine.engine import LocalEngine
 from kinkajou.engine.scheduler import Sample
 from kinkajou.engine.session import Session
 from kinkajou.errors import UserError
-from kinkajou.models.forward import LanguageModel
+from kinkajou.models.forward import PackedModel
 from kinkajou.models.load import LoadOptions, find_model, load_language_model
 from kinkajou.serve.worker_engine import Engine, Write
 from kinkajou.serve.worker_prompts import Pieces, Prompts
@@ -27,11 +27,12 @@ def load_engine(settings: dict[str, Any], write: Write) -> tuple[Engine, dict[st
         torch.set_num_threads(settings["threads"])
     tokenizer, template = load_tokenizer(source, template=settings["template"])
     form = ChatFormat(tokenizer)
-    model = load_language_model(source, tokenizer, LoadOptions(dtype=settings["dtype"])).freeze()
+    options = LoadOptions(dtype=settings["dtype"], bits=settings["bits"])
+    model = load_language_model(source, tokenizer, options).freeze()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     context, slots = context_of(model, settings["context"]), settings["slots"]
     engine = LocalEngine(model, end_ids=form.end_ids, pad_id=form.pad_id)
-    session = engine.session([], rows=slots, room=context)
+    session = engine.session([], rows=slots, room=context, steady=True)
     prove(session, form)
     facts = {
         "context": context,
@@ -46,7 +47,7 @@ def load_engine(settings: dict[str, Any], write: Write) -> tuple[Engine, dict[st
     return Engine(session, Prompts(form, context=context, longest=longest), Pieces(form), write), facts
 
 
-def context_of(model: LanguageModel, asked: int | None) -> int:
+def context_of(model: PackedModel, asked: int | None) -> int:
     """Tokens of prompt and answer together."""
     config: Any = model.inner.config.get_text_config()
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)

@@ -108,7 +108,7 @@ class Pieces:
         return Alternative(*self.known[token], logprob)
 
     def _bytes(self, token: int) -> bytes:
-        piece = self.tokenizer.convert_ids_to_tokens(token)
+        piece = self.tokenizer.backend_tokenizer.id_to_token(token)
         if piece is None:  # rows of the model that the tokenizer has no word for
             return b""
         if token in self.tokenizer.added_tokens_decoder:

@@ -31,7 +31,7 @@ def load_scorer(settings: dict[str, Any], write: Write) -> "tuple[Scorer, dict[s
     form = ChatFormat(tokenizer)
     model = load_scalar_model(source, tokenizer, LoadOptions(dtype=settings["dtype"]), fresh=False).freeze()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    context = context_of(model, settings["context"])
+    context = context_of(model, None)
     scorer = Scorer(model, form, context, write)
     scorer.scores([[form.end_id, form.end_id]])
     return scorer, {"context": context, "template": template, "dtype": settings["dtype"]}

@@ -102,6 +102,23 @@ def test_a_body_without_end_is_answered_while_it_comes() -> None:
     assert status(asyncio.run(ask())) == 413
 
 
+def test_a_refusal_reaches_a_client_that_sends_first_and_reads_then() -> None:
+    """A socket that is closed over unread bytes is reset, and the answer is lost with it."""
+
+    async def ask() -> bytes:
+        async with served(make_house(limits=QUICK)) as place:
+            reader, writer = await place.line(head("/echo", JSON, "Content-Length: 400000"))
+            for _ in range(20):
+                writer.write(b" " * 20_000)
+                await writer.drain()
+                await asyncio.sleep(0.005)
+            answer = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+            return answer
+
+    assert status(asyncio.run(ask())) == 413
+
+
 async def pour(writer: asyncio.StreamWriter) -> None:
     while True:
         writer.write(b"1000\r\n" + b" " * 4096 + b"\r\n")

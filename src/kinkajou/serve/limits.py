@@ -14,8 +14,6 @@ class Limits:
     num_headers: int = 100
     path_bytes: int = 1024
     query_bytes: int = 1024
-    depth: int = 16
-    """Levels of a JSON body."""
 
     # What it asks.
     num_messages: int = 512

@@ -76,6 +76,7 @@ def test_stop_texts_end_an_answer_and_are_not_said(talk: Talk) -> None:
     for stop, said in (("w7", "w6"), ("6 w", "w"), ("w6", ""), ("w7 w", "w6 w7")):
         seen = talk("w5 w8", cfg=ChatConfig(temperature=0.0, max_new_tokens=6, stop=(stop,)))
         assert seen.out.strip() == said
+    assert "\n1 token · " in talk("w5 w8", cfg=ChatConfig(temperature=0.0, max_new_tokens=6, stop=("w6",))).err
 
 
 @pytest.mark.parametrize(("system", "left"), [("", 0), ("w20", 1)])

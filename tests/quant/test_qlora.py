@@ -22,10 +22,10 @@ def rows_of(folder: Path) -> str:
     return str(path)
 
 
-def sft(folder: Path, model: Path, *more: str, steps: int = 8) -> int:
+def sft(folder: Path, model: Path, *more: str, data: str = "", steps: int = 8) -> int:
     output = folder / "run"
     told = f"--template plain --batch-size 8 --epochs {steps / 4} --lr 1e-2 --max-len 32 --preflight off"
-    flags = ["--model", str(model), "--data", rows_of(folder), "--output", str(output), *told.split(), *more]
+    flags = ["--model", str(model), "--data", data or rows_of(folder), "--output", str(output), *told.split(), *more]
     return main(["sft", *flags])
 
 
@@ -101,7 +101,7 @@ def test_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     second.mkdir()
     place = str(tmp_path / "run" / "checkpoints" / "step-000004")
     more = ("--lora-rank", "2", "--save-every", "4", "--resume", place)
-    assert sft(second, base, *more) == 0
+    assert sft(second, base, *more, data=str(tmp_path / "rows.jsonl")) == 0
     assert losses(tmp_path / "second")[-4:] == whole[-4:]
 
 

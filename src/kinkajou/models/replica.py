@@ -6,8 +6,10 @@ from typing import Any, cast
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from kinkajou.errors import UserError
 from kinkajou.models import adapters, attention, bloom
 from kinkajou.models.forward import Dtype, LanguageModel
+from kinkajou.models.quantised import is_quantised
 
 attention.register()
 
@@ -23,6 +25,11 @@ class Shape:
 
 
 def shape_of(model: LanguageModel, *, lora_rank: int = 0, lora_alpha: float | None = None) -> Shape:
+    if is_quantised(model.module):
+        raise UserError(
+            "workers and servers of an engine do not take quantised weights",
+            fix="--rollout local, or take the model that the weights were made from",
+        )
     return Shape(model.inner.config.to_dict(), model.dtype, lora_rank, lora_alpha)
 
 

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from kinkajou.errors import UserError
 from kinkajou.parallel import files
 from kinkajou.parallel.ranks import Ranks
 from kinkajou.parallel.tensors import split_matrices
@@ -75,6 +76,8 @@ class Sharded(Ranks):
         self.placement, self.device_share = placement, device_share
 
     def wrap(self, model: nn.Module) -> nn.Module:
+        if not all(param.is_floating_point() for param in model.parameters()):
+            raise UserError("quantised weights are not sharded", fix="--strategy naive or ddp")
         divided = cast(Divided, model)
         trained = any(param.requires_grad for param in model.parameters())
         if self.tp > 1:

@@ -7,6 +7,7 @@ from kinkajou.errors import UserError
 from kinkajou.models.adapters import adapter_base
 from kinkajou.models.load import find_model, read_settings
 from kinkajou.models.presets import PRESETS, preset_config
+from kinkajou.models.quantised_files import bits_of
 from kinkajou.plan.activations import Pass
 from kinkajou.plan.architecture import NAMED, Architecture, read
 from kinkajou.plan.job import Job, Layout
@@ -32,6 +33,12 @@ def architecture_of(source: str, base: config.ModelConfig, *, vocabulary: int | 
     return read(settings, source=source)
 
 
+def stored_bits(source: str) -> int:
+    """16 also for what is no folder."""
+    folder = find_model(source)
+    return bits_of(folder, read_settings(folder)) if (Path(folder) / "config.json").is_file() else 16
+
+
 def job_of(
     cfg: config.StageConfig,
     *,
@@ -44,6 +51,10 @@ def job_of(
 ) -> Job:
     """`row_tokens`: tokens of a row, --max_len if not known."""
     policy = architecture_of(cfg.base.model, cfg.base, vocabulary=vocabulary)
+    if (bits := stored_bits(cfg.base.model)) != 16:
+        say(
+            f"note: {cfg.base.model} has {bits}-bit weights; they are planned as float32, so the plan is an upper bound"
+        )
     layout = Layout(cfg.parallel.strategy, ranks, cfg.parallel.tp, cfg.parallel.device_share, per_node)
     how = Pass(cfg.base.dtype == "bf16", gpu, cfg.base.lora_rank, cfg.base.gradient_checkpointing)
     length = row_tokens or cfg.base.max_len

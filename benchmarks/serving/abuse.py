@@ -156,7 +156,10 @@ def page(figures: Row) -> str:
         ["hung", found["hung"]],
         ["server did not answer the next plain request", found["dead_afterwards"]],
         ["answers", codes],
-        ["slowest answer; slowest end by a time limit", f"{found['slowest_answer_s']:.2f} s; {found['slowest_s']:.1f} s"],
+        [
+            "slowest answer; slowest end by a time limit",
+            f"{found['slowest_answer_s']:.2f} s; {found['slowest_s']:.1f} s",
+        ],
         ["file handles left, tracebacks in the log", f"{found['handles_left']}, {found['tracebacks_logged']}"],
     ]
     return table(["raw-socket abuse", ""], rows)

@@ -138,7 +138,13 @@ def heads() -> Iterator[Case]:
 
 def paths() -> Iterator[Case]:
     tries = ("/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/static/..%2f..%2fetc%2fpasswd", "/page/..\\..\\secret")
-    tries += ("//etc/passwd", "/%00", "/page/%2e%2e/start.py", "/static/%c0%ae%c0%ae/etc/passwd", "/v1/models/../../etc")
+    tries += (
+        "//etc/passwd",
+        "/%00",
+        "/page/%2e%2e/start.py",
+        "/static/%c0%ae%c0%ae/etc/passwd",
+        "/v1/models/../../etc",
+    )
     for path in tries:
         yield Case(f"path {path}", (lines(f"GET {path} HTTP/1.1"),), LOST)
     yield Case("a model's name that is a path", (post(field('"model": "../../etc/passwd"')),), LOST | {422})
@@ -185,8 +191,15 @@ def bodies() -> Iterator[Case]:
     for name, body in wrong.items():
         yield Case(name, (post(body),), BAD_REQUEST | ({413} if name in large or "nested" in name else set()))
     # Odd text that is no fault: answered, or refused by name.
-    fine = {"NUL in the text": r'"a\u0000b"', "right-to-left marks": r'"\u202e\u200f abc"', "an end token": '"<|im_end|></s>"'}
-    fine |= {"100,000 combining marks": '"a' + r"\u0301" * 1000 + '"', "emoji": r'"\ud83d\ude00 \ud83d\udc68\u200d\ud83d\udc69"'}
+    fine = {
+        "NUL in the text": r'"a\u0000b"',
+        "right-to-left marks": r'"\u202e\u200f abc"',
+        "an end token": '"<|im_end|></s>"',
+    }
+    fine |= {
+        "100,000 combining marks": '"a' + r"\u0301" * 1000 + '"',
+        "emoji": r'"\ud83d\ude00 \ud83d\udc68\u200d\ud83d\udc69"',
+    }
     for name, text in fine.items():
         yield Case(name, (post(said(text)),), FINE | BAD_REQUEST)
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):

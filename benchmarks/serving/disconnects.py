@@ -116,6 +116,7 @@ async def slow_client(port: int, number: int) -> None:
     """Sends a byte of a head, or of a body, each second; comes back when it is thrown out."""
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     whole = head + b"Content-Type: application/json\r\nContent-Length: 500\r\n\r\n" if number % 2 else head + b"X: "
+    await asyncio.sleep(number / SLOW_SOCKETS)
     while True:
         try:
             _, writer = await asyncio.open_connection(servers.HOST, port)
@@ -140,7 +141,7 @@ async def beside_slow(port: int, seconds: float, rounds: int) -> Row:
     for _ in range(rounds):
         for name in times:
             slow = [asyncio.create_task(slow_client(port, i)) for i in range(SLOW_SOCKETS * (name == "with"))]
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(1.5)
             crowd = Crowd(port)
             sent = await crowd.closed(8, draw, seconds=seconds)
             failed += len(sent) - len(good(sent))
@@ -196,9 +197,7 @@ def run(given: argparse.Namespace) -> tuple[Row, bool]:
         rounds = 3 if given.scale >= 1 else 1
         found["slow"] = asyncio.run(beside_slow(server.port, max(2.0, 8.0 * given.scale), rounds))
     fine = all(
-        not found[part][key]
-        for part in ("stub", "model")
-        for key in ("late", "unseen", "leaked", "tracebacks_logged")
+        not found[part][key] for part in ("stub", "model") for key in ("late", "unseen", "leaked", "tracebacks_logged")
     )
     fine &= found["slow"]["p99_ratio"] <= SLOW_TIMES and not found["slow"]["failed"]
     return {"summary": found}, fine
@@ -218,4 +217,6 @@ def page(figures: Row) -> str:
         for name, x in (("without", slow["without"]), ("with", slow["with"]))
     ]
     second = table([f"{slow['sockets']} slow sockets", "requests", "p50", "p99"], beside)
-    return f"{table(heads, rows)}\n{second}\nRatio of p99, median of rounds: {slow['p99_ratio']:.2f} (aim: at most 1.5).\n"
+    return (
+        f"{table(heads, rows)}\n{second}\nRatio of p99, median of rounds: {slow['p99_ratio']:.2f} (aim: at most 1.5).\n"
+    )

@@ -114,7 +114,9 @@ def right(row: Row) -> bool:
 def plan(given: argparse.Namespace) -> list[tuple[str, bool]]:
     trials = given.trials or max(5, round(TRIALS * given.scale))
     real = max(1, trials * REAL // TRIALS)
-    return [(KINDS[i % 3], False) for i in range(trials - real)] + [(("short", "long")[i % 2], True) for i in range(real)]
+    return [(KINDS[i % 3], False) for i in range(trials - real)] + [
+        (("short", "long")[i % 2], True) for i in range(real)
+    ]
 
 
 def one(given: argparse.Namespace, number: int, kind: str, real: bool) -> Row:

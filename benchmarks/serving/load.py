@@ -58,7 +58,9 @@ def material(number: int, seed: int) -> list[Wanted]:
         thing = dice.choice(("bird", "dog", "boat", "tree", "ball", "cake"))
         told = f"Once upon a time, there was a little {thing} named {name}. {name} liked to"
         if kind in ("chat", "n"):
-            found.append(Wanted(kind, name, "/v1/chat/completions", body | {"messages": [{"role": "user", "content": told}]}))
+            found.append(
+                Wanted(kind, name, "/v1/chat/completions", body | {"messages": [{"role": "user", "content": told}]})
+            )
         else:
             found.append(Wanted(kind, name, "/v1/completions", body | {"prompt": told}))
     return found
@@ -285,10 +287,15 @@ def run(given: argparse.Namespace) -> tuple[Row, bool]:
 
 def page(figures: Row) -> str:
     found = figures["summary"]
-    whole = f"{found['requests']:,} ({found['distinct_requests']} different, {found['distinct_answers']} different answers)"
+    whole = (
+        f"{found['requests']:,} ({found['distinct_requests']} different, {found['distinct_answers']} different answers)"
+    )
     rows = [
         ["requests", whole],
-        ["clients at once; others that are cut off beside them", f"{found['clients']}; {found['disconnects_beside']:,} cuts"],
+        [
+            "clients at once; others that are cut off beside them",
+            f"{found['clients']}; {found['disconnects_beside']:,} cuts",
+        ],
         ["streamed", f"{found['streamed']:,}"],
         ["lost, refused, not as answers are", f"{found['lost']}, {found['refused']}, {found['strange']}"],
         ["ids that came twice", found["doubled"]],

@@ -83,7 +83,9 @@ def run(given: argparse.Namespace) -> tuple[Row, bool]:
             env=os.environ | {"SCHEMATHESIS_HOOKS": "benchmarks.serving.schema_hooks", "PYTHONPATH": str(servers.ROOT)},
         )
         if not report.is_file():
-            raise RuntimeError(f"schemathesis ended with {ended.returncode}:\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}")
+            raise RuntimeError(
+                f"schemathesis ended with {ended.returncode}:\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}"
+            )
         routes = json.loads(server.call("GET", "/openapi.json")[1])["paths"]
         found = counted(report, [f"{method.upper()} {path}" for path, all_ in routes.items() for method in all_])
         tracebacks = server.log.read_text(errors="replace").count("Traceback")

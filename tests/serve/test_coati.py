@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from client import job_of, told_to
 from place import make_house, served
-from test_openai import job_of, told_to
 
 from kinkajou.serve.backend import Broken, Refused
 from kinkajou.serve.coati import MAX_CLIENTS, Pace, neighbourhood

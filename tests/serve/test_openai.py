@@ -1,67 +1,18 @@
 """The official client against the server with the stand-in backend, which says the last message word by word."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import openai
 import pytest
 from benchmarks.serving.stub import Stub
+from client import job_of, talk, told_to, user
 from place import KEY, make_house, served
 
-from kinkajou.serve.backend import Began, Broken, Event, Finish, Job, Piece, Refused
-from kinkajou.serve.house import House
+from kinkajou.serve.backend import Broken, Event, Job, Refused
 from kinkajou.serve.limits import Limits
-from kinkajou.serve.words import Words
-
-T = TypeVar("T")
-
-
-def talk(work: Callable[[openai.OpenAI], T], house: House | None = None, key: str = "no key") -> T:
-    """What the client does in a thread, the server beside it."""
-
-    async def beside() -> T:
-        async with served(house) as place:
-            base = f"http://127.0.0.1:{place.port}/v1"
-            with openai.OpenAI(base_url=base, api_key=key, max_retries=0, timeout=10) as client:
-                return await asyncio.to_thread(work, client)
-
-    return asyncio.run(beside())
-
-
-def user(text: str) -> list[Any]:
-    return [{"role": "user", "content": text}]
-
-
-class Script(Stub):
-    """Says what it is told to, piece by piece; an exception among the pieces is raised."""
-
-    def __init__(self, *pieces: str | Exception, finish: Finish = "stop") -> None:
-        super().__init__("script")
-        self.pieces, self.finish, self.jobs = pieces, finish, list[Job]()
-
-    async def events(self, job: Job, words: Sequence[str]) -> AsyncIterator[Event]:
-        self.jobs.append(job)
-        yield Began(7)
-        for i, piece in enumerate(self.pieces):
-            if isinstance(piece, Exception):
-                raise piece
-            last = i + 1 == len(self.pieces)
-            for choice in range(job.n):
-                yield Piece(choice, piece, i + 1, self.finish if last else "")
-
-
-def told_to(*pieces: str | Exception, finish: Finish = "stop", words: list[str] | None = None, **more: Any) -> House:
-    backends = {"script": Script(*pieces, finish=finish)}
-    return make_house(backends, words=Words(words, "no comment") if words else None, **more)
-
-
-def job_of(house: House) -> Job:
-    (backend,) = house.backends.values()
-    assert isinstance(backend, Script)
-    return backend.jobs[-1]
-
 
 # --- models -----------------------------------------------------------------------------------------------
 
@@ -379,43 +330,3 @@ def test_the_bounds_of_the_server_are_in_its_schema() -> None:
             assert caught.value.param == name
 
     talk(work, house)
-
-
-# --- the word filter --------------------------------------------------------------------------------------
-
-
-def test_an_answer_with_a_word_is_replaced() -> None:
-    house = told_to("so bad", "word", " it is", words=["badword"])
-    (choice,) = talk(lambda client: client.chat.completions.create(model="script", messages=user("x")), house).choices
-    assert (choice.message.content, choice.finish_reason) == ("no comment", "content_filter")
-
-
-def test_nothing_of_a_word_leaves_a_stream() -> None:
-    house = told_to("so b", "ad", "Word", " it is", words=["badword"])
-
-    def work(client: openai.OpenAI) -> Any:
-        return list(client.chat.completions.create(model="script", messages=user("x"), stream=True))
-
-    chunks = talk(work, house)
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "so no comment"
-    assert chunks[-1].choices[0].finish_reason == "content_filter"
-    assert house.backends["script"].load.running == 0
-
-
-def test_an_answer_without_a_word_is_whole() -> None:
-    for stream in (False, True):
-        house = told_to("so b", "ad", "wor", words=["badword"])
-
-        def work(client: openai.OpenAI, stream: bool = stream) -> str:
-            found: Any = client.completions.create(model="script", prompt="x", stream=stream)
-            return "".join(chunk.choices[0].text for chunk in found) if stream else str(found.choices[0].text)
-
-        assert talk(work, house) == "so badwor"
-
-
-def test_log_probabilities_would_tell_the_word() -> None:
-    def work(client: openai.OpenAI) -> None:
-        with pytest.raises(openai.BadRequestError, match="word filter"):
-            client.completions.create(model="script", prompt="x", logprobs=1)
-
-    talk(work, told_to("x", words=["badword"]))

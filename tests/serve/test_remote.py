@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from benchmarks.serving.stub import Stub
+from client import job_of, told_to
 from place import KEY, Place, make_house, served, until
-from test_openai import job_of, told_to
 
 from kinkajou.errors import UserError
 from kinkajou.serve.backend import Began, Broken, Event, Job, Piece, Refused, Turn

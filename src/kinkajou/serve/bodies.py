@@ -1,5 +1,6 @@
 """Bodies of requests: JSON as the house reads it everywhere, and faults that name their field."""
 
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -8,9 +9,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from kinkajou.data.strict_json import JSONFault, parse
+from kinkajou.serve.limits import Limits
 from kinkajou.serve.problems import Problem
 
 MAX_ERROR_CHARS = 300
+LIMITS = Limits()
+SIGNS = (b",", b"[", b"{")
+TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""A JSON text, or what has begun as one: it never fails, so it is found in one pass."""
 
 
 class StrictRequest(Request):
@@ -33,7 +39,9 @@ class StrictRoute(APIRoute):
 
 
 def strict_json(body: bytes) -> Any:
-    """Problem 400 for what is no JSON in UTF-8."""
+    """Problem 400 for what is no JSON in UTF-8, or has more values than any request needs."""
+    if many(body) and many(TEXT.sub(b"", body)):
+        raise Problem(400, f"the body has more than {LIMITS.num_values:,} values", code="invalid_json")
     try:
         text = body.decode()
     except UnicodeDecodeError as fault:
@@ -46,6 +54,10 @@ def strict_json(body: bytes) -> Any:
     if "\\u" in text and has_surrogate(value):
         raise Problem(400, "the body has half a surrogate pair", code="invalid_json")
     return value
+
+
+def many(body: bytes) -> bool:
+    return sum(map(body.count, SIGNS)) > LIMITS.num_values
 
 
 def _told(fault: JSONFault) -> str:

@@ -14,6 +14,8 @@ class Limits:
     num_headers: int = 100
     path_bytes: int = 1024
     query_bytes: int = 1024
+    num_values: int = 30_000
+    """Commas, brackets and braces of a JSON body outside its texts: its parser holds up everybody while it runs."""
 
     # What it asks.
     num_messages: int = 512

@@ -56,6 +56,7 @@ class Several:
 
     async def _one(self, i: int, waiting: Waiting) -> None:
         last: Refused | Broken | None = Broken("the model failed")
+        read = True
         try:
             async with self.backend.run(self.jobs[i]) as events:
                 async for event in events:
@@ -63,8 +64,12 @@ class Several:
             last = None
         except (Refused, Broken) as fault:
             last = fault
+        except asyncio.CancelledError:
+            read = False  # the reader has left: a full queue would be waited for without end
+            raise
         finally:
-            await waiting.put((i, last))
+            if read:
+                await waiting.put((i, last))
 
     async def _events(self, waiting: Waiting) -> AsyncIterator[Event]:
         firsts = [sum(job.n for job in self.jobs[:i]) for i in range(len(self.jobs))]

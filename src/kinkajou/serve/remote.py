@@ -21,6 +21,8 @@ TIMES = httpx.Timeout(connect=5.0, read=120.0, write=10.0, pool=5.0)
 MAX_MODELS = 64
 SLOTS = 64
 """Answers that are asked of it at once: its own queue is behind that."""
+AWAY_S = 5.0
+"""After a connection that failed nobody is sent there for that long; then the next request tries."""
 SHORTENINGS = 10
 """Times that a chat is asked again with half of its oldest turns."""
 
@@ -30,9 +32,15 @@ class RemoteBackend:
 
     def __init__(self, name: str, url: str, key: str = "", *, context: int | None = None) -> None:
         self.name, self.url, self.created, self.context = name, root_of(url), int(time.time()), context
-        self.state: State = "starting"
+        self.phase: State = "starting"
+        self.away_until = 0.0
         self.client = client_for(self.url, key)
         self.open = 0
+
+    @property
+    def state(self) -> State:
+        away = self.phase == "ready" and time.monotonic() < self.away_until
+        return "broken" if away else self.phase
 
     @property
     def load(self) -> Load:
@@ -52,10 +60,10 @@ class RemoteBackend:
                 fix="is it an OpenAI-compatible server, and is the model's name the one it uses?",
                 exit_code=5,
             ) from None
-        self.state = "ready"
+        self.phase = "ready"
 
     async def close(self) -> None:
-        self.state = "closed"
+        self.phase = "closed"
         await self.client.aclose()
 
     @asynccontextmanager
@@ -71,6 +79,8 @@ class RemoteBackend:
             async with self._asked(job) as (reply, dropped):
                 yield self._events(reply, job, dropped)
         except httpx.HTTPError as fault:
+            if isinstance(fault, httpx.ConnectError | httpx.ConnectTimeout):
+                self.away_until = time.monotonic() + AWAY_S
             raise Broken(f"the model's server failed: {type(fault).__name__}") from None
         finally:
             self.open -= 1

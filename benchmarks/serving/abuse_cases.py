@@ -66,13 +66,19 @@ def framing() -> Iterator[Case]:
     """Lengths and chunks that lie."""
     good = len(GOOD)
     posted = (f"POST {CHAT} HTTP/1.1", "Content-Type: application/json")
-    yield Case("Content-Length and Transfer-Encoding", (chunked(chunk(GOOD), b"0\r\n\r\n", extra=(f"Content-Length: {good}",)),), REFUSED | FINE)  # fmt: skip
+    yield Case(
+        "Content-Length and Transfer-Encoding",
+        (chunked(chunk(GOOD), b"0\r\n\r\n", extra=(f"Content-Length: {good}",)),),
+        REFUSED | FINE,
+    )
     yield Case("two Content-Lengths that differ", (post(GOOD, "Content-Length: 3"),), REFUSED)
     yield Case("Content-Length negative", (lines(*posted, "Content-Length: -1", body=GOOD),), REFUSED)
     yield Case("Content-Length +5", (lines(*posted, "Content-Length: +5", body=GOOD),), REFUSED)
     yield Case("Content-Length 0x10", (lines(*posted, "Content-Length: 0x10", body=GOOD),), REFUSED)
     yield Case("Content-Length of 40 digits", (lines(*posted, "Content-Length: " + "9" * 40, body=GOOD),), REFUSED)
-    yield Case("Content-Length of a terabyte", (lines(*posted, f"Content-Length: {1 << 40}", body=GOOD),), frozenset({413}))  # fmt: skip
+    yield Case(
+        "Content-Length of a terabyte", (lines(*posted, f"Content-Length: {1 << 40}", body=GOOD),), frozenset({413})
+    )
     yield Case("Content-Length is a word", (lines(*posted, "Content-Length: many", body=GOOD),), REFUSED)
     yield Case("no length at all", (lines(*posted),), REFUSED)
     yield Case("body shorter than its length, then the end", (post(GOOD)[:-5],), REFUSED, half_close=True)
@@ -87,9 +93,15 @@ def framing() -> Iterator[Case]:
     yield Case("chunked without end", (chunked(*[chunk(b" " * 65536)] * (BODY >> 16)),), frozenset({413}))
     yield Case("one byte a chunk", (chunked(*map(chunk, map(bytes, zip(GOOD))), b"0\r\n\r\n"),), FINE)
     yield Case("chunk extension of a megabyte", (chunked(b"5;" + b"x" * HEAD + b"\r\n"),), REFUSED)
-    yield Case("trailers of a megabyte", (chunked(chunk(GOOD), b"0\r\nX: " + b"x" * HEAD + b"\r\n\r\n"),), REFUSED | FINE)  # fmt: skip
+    yield Case(
+        "trailers of a megabyte", (chunked(chunk(GOOD), b"0\r\nX: " + b"x" * HEAD + b"\r\n\r\n"),), REFUSED | FINE
+    )
     yield Case("Transfer-Encoding: gzip", (lines(*posted, "Transfer-Encoding: gzip", body=GOOD),), REFUSED)
-    yield Case("Transfer-Encoding twice", (chunked(chunk(GOOD), b"0\r\n\r\n", extra=("Transfer-Encoding: identity",)),), REFUSED)  # fmt: skip
+    yield Case(
+        "Transfer-Encoding twice",
+        (chunked(chunk(GOOD), b"0\r\n\r\n", extra=("Transfer-Encoding: identity",)),),
+        REFUSED,
+    )
     yield Case("body over the limit", (post(b'"' + b"x" * BODY + b'"'),), frozenset({413}))
     yield Case("Expect: 100-continue", (post(GOOD, "Expect: 100-continue"),), FINE | {417})
     yield Case("Content-Encoding: gzip", (post(GOOD, "Content-Encoding: gzip"),), BAD_REQUEST | FINE | {415})
@@ -97,7 +109,7 @@ def framing() -> Iterator[Case]:
 
 
 def heads() -> Iterator[Case]:
-    """Request lines and headers."""
+    """Headers, too many, too long, of wrong form."""
     yield Case("1,000 headers", (lines("GET /health HTTP/1.1", *(f"X-{i}: {'x' * 90}" for i in range(1000))),), REFUSED)
     yield Case("a header of a megabyte", (lines("GET /health HTTP/1.1", "X: " + "x" * HEAD),), REFUSED)
     yield Case("headers without end", (b"GET /health HTTP/1.1\r\n" + b"X: xxxxxxxx\r\n" * 100_000,), REFUSED)
@@ -114,6 +126,10 @@ def heads() -> Iterator[Case]:
     yield Case("two Hosts", (lines("GET /health HTTP/1.1", "Host: evil.example"),), REFUSED)
     yield Case("another's Host", (lines("GET /v1/models HTTP/1.1", host="evil.example"),), REFUSED | {403})
     yield Case("another's Origin", (post(GOOD, "Origin: https://evil.example"),), frozenset({400, 403}))
+
+
+def methods() -> Iterator[Case]:
+    """Methods, versions, other protocols, several requests at once."""
     yield Case("a method that is none", (lines("BREW /health HTTP/1.1"),), frozenset({400, 405}))
     yield Case("TRACE", (lines("TRACE /health HTTP/1.1"),), frozenset({400, 405}))
     yield Case("CONNECT", (lines("CONNECT evil.example:443 HTTP/1.1"),), REFUSED | {404, 405})
@@ -124,16 +140,42 @@ def heads() -> Iterator[Case]:
     yield Case("HTTP/0.9", (b"GET /health\r\n\r\n",), REFUSED)
     yield Case("HTTP/9.9", (lines("GET /health HTTP/9.9"),), REFUSED | {505 - 100})
     yield Case("HTTP/2 preface", (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0",), REFUSED)
-    yield Case("HTTP/2 upgrade", (lines("GET /health HTTP/1.1", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"),), FINE | REFUSED)  # fmt: skip
-    yield Case("websocket upgrade", (lines("GET /v1/chat/completions HTTP/1.1", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="),), REFUSED | {403, 404, 405})  # fmt: skip
+    yield Case(
+        "HTTP/2 upgrade",
+        (
+            lines(
+                "GET /health HTTP/1.1",
+                "Connection: Upgrade, HTTP2-Settings",
+                "Upgrade: h2c",
+                "HTTP2-Settings: AAMAAABkAAQAAP__",
+            ),
+        ),
+        FINE | REFUSED,
+    )
+    yield Case(
+        "websocket upgrade",
+        (
+            lines(
+                "GET /v1/chat/completions HTTP/1.1",
+                "Connection: Upgrade",
+                "Upgrade: websocket",
+                "Sec-WebSocket-Version: 13",
+            ),
+        ),
+        REFUSED | {403, 404, 405},
+    )
     yield Case("TLS hello", (bytes.fromhex("1603010200010001fc0303") + bytes(507),), REFUSED)
     yield Case("random bytes", (bytes(range(255, 0, -1)) * 20 + b"\r\n\r\n",), REFUSED)
     yield Case("only line ends", (b"\r\n" * 5000,), REFUSED, slow=True)
     yield Case("absolute form", (lines("GET http://127.0.0.1/health HTTP/1.1"),), FINE | REFUSED | LOST)
-    yield Case("absolute form to another host", (lines("GET http://evil.example/v1/models HTTP/1.1"),), REFUSED | LOST | {403})  # fmt: skip
+    yield Case(
+        "absolute form to another host", (lines("GET http://evil.example/v1/models HTTP/1.1"),), REFUSED | LOST | {403}
+    )
     yield Case("asterisk form", (lines("OPTIONS * HTTP/1.1"),), REFUSED | LOST | {405})
     yield Case("pipelining", (lines("GET /health HTTP/1.1") * 5,), FINE, answers=5)
-    yield Case("pipelined after a stream", (post(field('"stream": true')) + lines("GET /health HTTP/1.1"),), FINE, answers=2)  # fmt: skip
+    yield Case(
+        "pipelined after a stream", (post(field('"stream": true')) + lines("GET /health HTTP/1.1"),), FINE, answers=2
+    )
 
 
 def paths() -> Iterator[Case]:
@@ -204,12 +246,20 @@ def bodies() -> Iterator[Case]:
         yield Case(name, (post(said(text)),), FINE | BAD_REQUEST)
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
         yield Case(f"content type {kind}", (post(GOOD, kind=kind),), BAD_REQUEST | {415})
-    yield Case("no content type", (lines(f"POST {CHAT} HTTP/1.1", f"Content-Length: {len(GOOD)}", body=GOOD),), BAD_REQUEST | {415})  # fmt: skip
+    yield Case(
+        "no content type",
+        (lines(f"POST {CHAT} HTTP/1.1", f"Content-Length: {len(GOOD)}", body=GOOD),),
+        BAD_REQUEST | {415},
+    )
     yield Case("/generate with a bad body", (post(b'{"history": "x"}', path="/generate"),), BAD_REQUEST)
-    yield Case("/generate with nobody's turn", (post(b'{"history": [], "max_new_tokens": 8}', path="/generate"),), BAD_REQUEST)  # fmt: skip
+    yield Case(
+        "/generate with nobody's turn", (post(b'{"history": [], "max_new_tokens": 8}', path="/generate"),), BAD_REQUEST
+    )
     answered = b'{"history": [{"instruction": "a", "response": "b"}], "max_new_tokens": 8}'
     yield Case("/generate answered already", (post(answered, path="/generate"),), BAD_REQUEST)
-    yield Case("/v1/completions with prompt tokens", (post(b'{"prompt": [1, 2, 3]}', path="/v1/completions"),), BAD_REQUEST)  # fmt: skip
+    yield Case(
+        "/v1/completions with prompt tokens", (post(b'{"prompt": [1, 2, 3]}', path="/v1/completions"),), BAD_REQUEST
+    )
 
 
 def slow() -> Iterator[Case]:
@@ -218,7 +268,12 @@ def slow() -> Iterator[Case]:
     yield Case("half a request line", (b"GET /hea",), REFUSED, slow=True)
     yield Case("headers without their end", (b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n",), REFUSED, slow=True)
     drip = lines("GET /health HTTP/1.1", "X: " + "x" * 200)
-    yield Case("a byte of the head each 0.25 s", tuple(x for i in range(len(drip)) for x in (drip[i : i + 1], 0.25)), REFUSED, slow=True)  # fmt: skip
+    yield Case(
+        "a byte of the head each 0.25 s",
+        tuple(x for i in range(len(drip)) for x in (drip[i : i + 1], 0.25)),
+        REFUSED,
+        slow=True,
+    )
     body = post(GOOD + b" " * 500)
     head = body.index(b"\r\n\r\n") + 4
     dripped = tuple(x for i in range(head, len(body)) for x in (body[i : i + 1], 0.25))
@@ -230,4 +285,4 @@ def slow() -> Iterator[Case]:
 
 
 def cases() -> list[Case]:
-    return [*framing(), *heads(), *paths(), *bodies(), *slow()]
+    return [*framing(), *heads(), *methods(), *paths(), *bodies(), *slow()]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.serving import servers
-from benchmarks.serving.client import Caller, Cut, Line, connect, request
+from benchmarks.serving.client import Caller, Line, connect, request
 from benchmarks.serving.figures import Row, quantile, spread, table
 from benchmarks.serving.traffic import Crowd, good
 

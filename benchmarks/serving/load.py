@@ -123,7 +123,7 @@ def equal(one: Choices, other: Choices) -> str:
 
 
 def gap(one: Any, other: Any) -> float:
-    """Largest difference of numbers at the same place of two answers' log-probabilities; infinite if the form differs."""
+    """Largest difference of numbers at the same place of two answers; infinite if their form differs."""
     if isinstance(one, bool) or one is None or isinstance(one, str):
         return 0.0 if one == other else float("inf")
     if isinstance(one, int | float):

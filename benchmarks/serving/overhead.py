@@ -131,14 +131,16 @@ def aims(found: Row) -> bool:
 
 def page(figures: Row) -> str:
     found = figures["summary"]
+    half, most = (found[kind]["requests_per_s"] for kind in ("open", "saturated"))
     told = {
         "paced": f"32 clients one after the other, answers of {TOKENS} tokens at {PAUSE_S * 1000:.0f} ms",
-        "open": f"answers without time, {found['open']['requests_per_s']:.0f} requests a second at random (half of saturation)",
-        "saturated": f"answers without time, 32 clients without pause: {found['saturated']['requests_per_s']:.0f} requests a second",
+        "open": f"answers without time, {half:.0f} requests a second at random (half of saturation)",
+        "saturated": f"answers without time, 32 clients without pause: {most:.0f} requests a second",
     }
     rows = []
     for kind, text in told.items():
         x = found[kind]["all"]
         rows.append([text, f"{x['p50_ms']:.1f} ms", f"{x['p99_ms']:.1f} ms", "yes" if found["within"][kind] else "no"])
-    client = f"\nThe client alone, against a server that counts bytes: {found['bare']['requests_per_s']:,.0f} requests a second.\n"
+    bare = f"{found['bare']['requests_per_s']:,.0f} requests a second"
+    client = f"\nThe client alone, against a server that counts bytes: {bare}.\n"
     return table(["overhead of the server", "p50", "p99", "within 5 and 25 ms"], rows) + client

@@ -34,7 +34,7 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("save", ["merged", "adapter"])
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_adapters_on_four_bits_train_and_are_saved(name: str, save: str, tmp_path: Path) -> None:
     """Merged weights are the dequantised ones and more: what was trained answers as what is read again."""
     base = made(tmp_path, source(tmp_path, name), 4)
@@ -57,7 +57,7 @@ def test_adapters_on_four_bits_train_and_are_saved(name: str, save: str, tmp_pat
             torch.testing.assert_close(got, plain(tokens).logits, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", ["gpt2", *(pytest.param(x, marks=pytest.mark.slow) for x in FOUR if x != "gpt2")])
 def test_merging_adds_the_adapters_to_the_numbers_that_were_multiplied(name: str, tmp_path: Path) -> None:
     """The model in training, with its adapters beside int8, against the merged folder."""
     from kinkajou.models.load import LoadOptions, save_model
@@ -93,6 +93,7 @@ def test_training_without_adapters_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert "quantised weights cannot be trained" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     base = made(tmp_path, source(tmp_path, "llama"), 4)
     assert sft(tmp_path, base, "--lora-rank", "2", "--save-every", "4") == 0
@@ -120,6 +121,7 @@ def test_chat_with_a_quantised_folder(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "error" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ppo_from_and_against_a_quantised_folder(tmp_path: Path) -> None:
     base = made(tmp_path, source(tmp_path, "llama"), 8)
     told = (

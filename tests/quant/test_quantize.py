@@ -1,6 +1,7 @@
 """Weights of 8 and 4 bits against their definitions; folders that plain transformers and every command take."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ WIDTHS = {
     "bloom": {"hidden_size": 64},
 }
 """bitsandbytes needs rows of whole blocks; 96 units are none, so that blocks are widened."""
-SIDES = [*FOUR, "opt-350m"]
+SIDES = [*FOUR, pytest.param("opt-350m", marks=pytest.mark.slow)]
 TEXT = " ".join(f"w{3 + i * i % 90}" for i in range(600))
 # Dettmers 2023, appendix E.
 NF4 = [
@@ -285,9 +286,12 @@ def test_no_layer_fits(tmp_path: Path) -> None:
         load_language_model(str(tmp_path / "narrow"), tokenizer, LoadOptions(bits=4))
 
 
-def stored(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
-    path = folder / "model.safetensors"
-    return path, load_file(path)
+@pytest.fixture(scope="module")
+def quantised_once(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """To be copied before it is damaged."""
+    place = tmp_path_factory.mktemp("quantised")
+    model = source(place, "llama")
+    return {bits: made(place, model, bits) for bits in (8, 4)}
 
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -306,10 +310,11 @@ Q = "model.layers.0.self_attn.q_proj"
     ],
 )
 def test_damaged_folders_are_refused_before_a_kernel_reads_them(
-    bits: int, name: str, change, told: str, tmp_path: Path
+    bits: int, name: str, change, told: str, tmp_path: Path, quantised_once: dict[int, Path]
 ) -> None:
-    folder = made(tmp_path, source(tmp_path, "llama"), bits)
-    path, weights = stored(folder)
+    folder = Path(shutil.copytree(quantised_once[bits], tmp_path / "copy"))
+    path = folder / "model.safetensors"
+    weights = load_file(path)
     weights[name] = change(weights[name]).contiguous()
     save_file(weights, path, {"format": "pt"})
     tokenizer, _ = load_tokenizer(str(folder))
@@ -325,8 +330,10 @@ def test_damaged_folders_are_refused_before_a_kernel_reads_them(
         ({"llm_int8_skip_modules": ["(a+)+$"]}, "no plain names"),
     ],
 )
-def test_settings_of_strangers(change: dict[str, object], told: str, tmp_path: Path) -> None:
-    folder = made(tmp_path, source(tmp_path, "llama"), 8)
+def test_settings_of_strangers(
+    change: dict[str, object], told: str, tmp_path: Path, quantised_once: dict[int, Path]
+) -> None:
+    folder = Path(shutil.copytree(quantised_once[8], tmp_path / "copy"))
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config["quantization_config"] |= change
@@ -350,6 +357,7 @@ def test_bitsandbytes_stays_out_until_it_is_needed() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_nested_scales_of_strangers(tmp_path: Path) -> None:
     """Folders that transformers wrote with double quantisation and another kind of levels."""
     from transformers import BitsAndBytesConfig

@@ -13,13 +13,16 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from kinkajou.errors import UserError
-from kinkajou.serve.backend import State
+from kinkajou.serve.backend import Broken, State
 
 LINE = 1 << 26
 """Bytes of the longest line: one step's pieces of all slots."""
 TRIES, WITHIN_S, PAUSE_S = 3, 300.0, 0.5
 """A worker that dies is started again that often in that many seconds, after a pause that doubles."""
 END_S = 5.0
+UNREAD = 1 << 26
+"""Bytes of asks that may lie here because the worker has not read them."""
+GONE = "the model's process ended; it is being started again"
 Line = dict[str, Any]
 
 
@@ -68,8 +71,11 @@ class Child:
     async def _line(self) -> Line | None:
         assert self.process
         assert self.process.stdout
-        line = await self.process.stdout.readline()
-        found: Line | None = json.loads(line) if line.endswith(b"\n") else None
+        try:
+            line = await self.process.stdout.readline()
+            found: Line | None = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:  # longer than LINE, or no JSON: not what our worker writes
+            return None
         return found
 
     async def _watch(self) -> None:
@@ -107,8 +113,22 @@ class Child:
                 continue
             return True
 
+    def drop(self, number: int) -> None:
+        """Nobody waits for that ask any more."""
+        if self.state == "ready":
+            self.write({"drop": number})
+
     def send(self, line: Line) -> None:
-        """Only while it is ready."""
+        """An ask; Broken where it cannot be made now."""
+        if self.state != "ready":
+            raise Broken(GONE if self.state == "broken" else "the model is not there")
+        assert self.process
+        assert self.process.stdin
+        if self.process.stdin.transport.get_write_buffer_size() > UNREAD:
+            raise Broken("the model does not take any more requests now")
+        self.write(line)
+
+    def write(self, line: Line) -> None:
         assert self.process
         assert self.process.stdin
         self.process.stdin.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")

@@ -9,9 +9,7 @@ from itertools import count
 from typing import Any, Literal
 
 from kinkajou.serve.backend import Alternative, Began, Broken, Event, Job, Load, Piece, Refused, State, Token
-from kinkajou.serve.child import Child, Line
-
-GONE = "the model's process ended; it is being started again"
+from kinkajou.serve.child import GONE, Child, Line
 
 
 @dataclass(frozen=True)
@@ -99,17 +97,15 @@ class LocalBackend:
 
     @asynccontextmanager
     async def run(self, job: Job) -> AsyncIterator[AsyncIterator[Event]]:
-        if self.state != "ready":
-            raise Broken(GONE if self.state == "broken" else "the model is not there")
         number = next(self.numbers)
-        answers = self.open[number] = Answers(job.n)
         self.child.send({"ask": number, "job": asdict(job)})
+        answers = self.open[number] = Answers(job.n)
         try:
             yield answers
         finally:
             self.open.pop(number, None)
-            if not answers.over and self.state == "ready":
-                self.child.send({"drop": number})
+            if not answers.over:
+                self.child.drop(number)
 
     def _take(self, line: Line) -> None:
         for number, tokens, dropped in line.get("began", ()):

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from itertools import count
 
 from kinkajou.serve.backend import Broken, Refused, State, Turn
-from kinkajou.serve.child import Child, Line
-from kinkajou.serve.local import GONE, Hosting
+from kinkajou.serve.child import GONE, Child, Line
+from kinkajou.serve.local import Hosting
 
 
 class LocalScorer:
@@ -36,16 +36,16 @@ class LocalScorer:
         await self.child.close()
 
     async def score(self, chats: Sequence[tuple[Turn, ...]]) -> list[float]:
-        if self.state != "ready":
-            raise Broken(GONE if self.state == "broken" else "the reward model is not there")
         number = next(self.numbers)
-        future = self.open[number] = asyncio.get_running_loop().create_future()
         self.child.send({"score": number, "chats": [[asdict(turn) for turn in chat] for chat in chats]})
+        future = self.open[number] = asyncio.get_running_loop().create_future()
         try:
             scores: list[float] = await future
             return scores
         finally:
             self.open.pop(number, None)
+            if not future.done() or future.cancelled():
+                self.child.drop(number)
 
     def _take(self, line: Line) -> None:
         for number, scores in line.get("scores", ()):

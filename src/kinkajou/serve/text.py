@@ -33,7 +33,7 @@ class Detokeniser:
             sure = len(text)
         fresh = text[self.given : sure]
         self.given = max(self.given, sure)
-        if len(self.window) >= WINDOW:
+        if len(self.window) >= WINDOW and len(self.window) % KEPT == 0:
             self._move(text)
         return fresh
 
@@ -106,7 +106,8 @@ class Cut:
                 self.held += text[: i + 1]
                 self.held = self.held[: len(self.held) - max(found)]
                 self.seen += i + 1
-                self.end = self.seen - max(found)
+                blanks = len(self.held) - len(self.held.rstrip()) if self.trimmed else 0
+                self.end = self.seen - max(found) - blanks
                 return self._shown(len(self.held))
         self.held += text
         self.seen += len(text)

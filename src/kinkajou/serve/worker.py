@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from typing import Any, TextIO
 
@@ -47,14 +48,14 @@ def job_of(given: dict[str, Any]) -> Job:
     return Job(turns=turns, stops=tuple(given.pop("stops")), **given)
 
 
-def read_asks(engine: Any) -> None:
-    """Hands on what comes in until the other side has gone; a step that goes on then is of no use to anybody."""
+def read_asks(loaded: "Future[Any]") -> None:
+    """Hands on what comes in until the other side has gone; a load or a step that goes on then is of no use."""
     for line in sys.stdin.buffer:
-        given = json.loads(line)
+        given, engine = json.loads(line), loaded.result()
         if "ask" in given:
             engine.ask(given["ask"], job_of(given["job"]))
         elif "drop" in given:
-            engine.inbox.put(("drop", given["drop"]))
+            engine.drop(given["drop"])
         elif "score" in given:
             engine.ask(given["score"], [[Turn(**turn) for turn in chat] for chat in given["chats"]])
     os._exit(0)
@@ -63,6 +64,8 @@ def read_asks(engine: Any) -> None:
 def main() -> None:
     write = lines_out()
     settings = json.loads(sys.argv[1])
+    loaded: Future[Any] = Future()
+    threading.Thread(target=read_asks, args=(loaded,), daemon=True).start()
     try:
         if settings.pop("kind") == "reward":
             from kinkajou.serve.worker_reward import load_scorer as load
@@ -72,7 +75,7 @@ def main() -> None:
     except UserError as fault:
         write({"fault": [fault.problem, fault.evidence, fault.fix, fault.exit_code]})
         return
-    threading.Thread(target=read_asks, args=(engine,), daemon=True).start()
+    loaded.set_result(engine)
     write({"ready": facts})
     with ExitStack() as stack:
         stack.push(lambda _, fault, __: ended(fault, engine, write))
@@ -83,8 +86,7 @@ def ended(fault: BaseException | None, engine: Any, write: Write) -> bool:
     """A step that failed is told to all who wait; what they are told holds nothing of the fault."""
     if fault is not None:
         log(fault)
-        print(str(fault)[:2000], file=sys.stderr, flush=True)
-        write({"broken": [[number, FAILED] for number in engine.open]})
+        write({"broken": [[number, FAILED] for number in list(engine.open)]})
         os._exit(LOST)
     return False
 

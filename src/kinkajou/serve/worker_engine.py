@@ -41,6 +41,7 @@ class Open:
 
     number: int
     job: Job
+    future: "Future[Prompt] | None" = None
     choices: list[Choice] = field(default_factory=list)
 
 
@@ -60,7 +61,7 @@ class Report:
 class Engine:
     """Takes events from `inbox`, steps the session, writes one report after each.
 
-    Events: ("ask", number, Job), ("drop", number), ("ready", number, Future of a Prompt), ("end",).
+    Events: ("ask", Open), ("drop", number), ("ready", number, Future of a Prompt), ("end",).
     """
 
     def __init__(self, session: Session, prompts: Prompts, pieces: Pieces, write: Write) -> None:
@@ -75,9 +76,14 @@ class Engine:
 
     def ask(self, number: int, job: Job) -> None:
         """From the thread that reads: the prompt is made beside the steps."""
-        self.inbox.put(("ask", number, job))
-        future = self.threads.submit(self.prompts.prompt, job)
-        future.add_done_callback(lambda done: self.inbox.put(("ready", number, done)))
+        opened = Open(number, job)
+        self.inbox.put(("ask", opened))
+        opened.future = self.threads.submit(self.prompts.prompt, job)
+        opened.future.add_done_callback(lambda done: self.inbox.put(("ready", number, done)))
+
+    def drop(self, number: int) -> None:
+        """From the thread that reads."""
+        self.inbox.put(("drop", number))
 
     def run(self) -> None:
         while True:
@@ -99,11 +105,13 @@ class Engine:
 
     def _take(self, event: tuple[Any, ...], report: Report) -> None:
         match event:
-            case "ask", int(number), Job() as job:
-                self.open[number] = Open(number, job)
+            case "ask", Open() as opened:
+                self.open[opened.number] = opened
             case "drop", int(number):
-                if opened := self.open.pop(number, None):
-                    for choice in opened.choices:
+                if (gone := self.open.pop(number, None)) is not None:
+                    if gone.future is not None:
+                        gone.future.cancel()  # a prompt that waits is not made
+                    for choice in gone.choices:
                         self._close(choice)
             case "ready", int(number), Future() as future:
                 if number in self.open:

@@ -1,7 +1,7 @@
 """A request's chat or text -> the tokens of its prompt, or why there are none; and what single tokens look like."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +10,9 @@ from kinkajou.data.records import Message
 from kinkajou.errors import UserError
 from kinkajou.serve.backend import Alternative, Job, Refused, Turn
 
+SPARE = 8
+"""A text of so many times the characters that fit as tokens of the longest kind is refused as it is: reading it would
+take long, and a tokenizer that makes texts shorter does not do so by that much."""
 RESERVE = 4
 """Where old turns are dropped, the answer gets the room that it asks for, but no more than this part of the context."""
 
@@ -32,6 +35,9 @@ class Prompts:
         first = form.tokenizer("x").input_ids[:1]
         self.opening: list[int] = first if first == [begin] else []
         """What the tokenizer puts before every text."""
+        widest = max(map(len, form.tokenizer.get_vocab()), default=1)
+        self.letters = context * widest * (1 if form.tokenizer.backend_tokenizer.normalizer is None else SPARE)
+        """Characters of the longest text that may fit."""
 
     def prompt(self, job: Job) -> Prompt:
         """Raises Refused for what has no prompt, or a longer one than there is room for."""
@@ -39,7 +45,15 @@ class Prompts:
         field = "messages" if job.text is None else "prompt"
         if not all(sound(text) for text in (job.text or "", *job.stops, *(turn.content for turn in job.turns))):
             raise Refused("the text has half of a surrogate pair in it, which is no character", param=field)
-        tokens, dropped = self._tokens(job, asked)
+        fits = job if not job.drop_oldest else self._shortened(job)
+        if len(fits.text or "") + sum(len(turn.content) for turn in fits.turns) > self.letters:
+            raise Refused(
+                f"the prompt cannot fit: more than {self.letters:,} characters for {self.context:,} tokens",
+                param=field,
+                code="context_length_exceeded",
+            )
+        tokens, dropped = self._tokens(fits, asked)
+        dropped += len(job.turns) - len(fits.turns)
         if not tokens:
             raise Refused("the prompt has no tokens", param=field)
         room = self.context - len(tokens)
@@ -50,6 +64,14 @@ class Prompts:
                 code="context_length_exceeded",
             )
         return Prompt(tuple(tokens), min(asked, room), dropped)
+
+    def _shortened(self, job: Job) -> Job:
+        """Without the oldest turns that cannot fit, by their characters alone."""
+        starts = [i for i, turn in enumerate(job.turns) if turn.role == "user"]
+        kept = list(job.turns)
+        while starts and sum(len(turn.content) for turn in kept) > self.letters:
+            kept = since(job.turns, starts.pop(0))
+        return replace(job, turns=tuple(kept))
 
     def _tokens(self, job: Job, asked: int) -> tuple[list[int], int]:
         if job.text is not None:
@@ -130,7 +152,7 @@ class Pieces:
     def anchor(self) -> int:
         """A token that another one is decoded after, for some decoders take the blank from the first."""
         vocabulary: dict[str, Any] = self.tokenizer.get_vocab()
-        plain = (i for word, i in vocabulary.items() if word.isalpha() and i not in self.controls)
+        plain = (i for word, i in vocabulary.items() if word.isalnum() and i not in self.controls)
         return int(next(plain, 0))
 
 

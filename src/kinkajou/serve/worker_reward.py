@@ -44,20 +44,25 @@ class Scorer:
         self.model, self.form, self.context, self.write = model, form, context, write
         self.inbox: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self.threads = ThreadPoolExecutor(1, "prompts")
-        self.open: set[int] = set()
+        self.open: dict[int, Future[list[list[int]]]] = {}
         """Asks that have no answer yet."""
 
     def ask(self, number: int, chats: list[list[Turn]]) -> None:
-        self.open.add(number)
-        future = self.threads.submit(self.tokens, chats)
+        future = self.open[number] = self.threads.submit(self.tokens, chats)
         future.add_done_callback(lambda done: self.inbox.put((number, done)))
+
+    def drop(self, number: int) -> None:
+        """From the thread that reads."""
+        if (future := self.open.pop(number, None)) is not None:
+            future.cancel()
 
     def run(self) -> None:
         while True:
             number, future = self.inbox.get()
-            answer = self._answer(number, future)
-            self.open.discard(number)
-            self.write(answer)
+            if number in self.open:
+                answer = self._answer(number, future)
+                self.open.pop(number, None)
+                self.write(answer)
 
     def _answer(self, number: int, future: "Future[list[list[int]]]") -> dict[str, Any]:
         fault = future.exception()

@@ -97,7 +97,7 @@ def fitted(layer: nn.Module, moment: Tensor, bits: int) -> QuantisedLinear:
     turned = isinstance(layer, Conv1D)
     if bits == 8:
         scb = weight.abs().amax(1)
-        codes, _ = rounded(weight, moment, lambda block: scb / 127, nearest_int8)
+        codes, _ = rounded(weight, moment, lambda block, cost: scb / 127, nearest_int8)
         return Int8Linear(codes.to(torch.int8), scb, bias, transposed=turned)
     levels = library().functional.get_4bit_type("nf4", device=weight.device)
     bounds = (levels[1:] + levels[:-1]) / 2
@@ -106,22 +106,44 @@ def fitted(layer: nn.Module, moment: Tensor, bits: int) -> QuantisedLinear:
         code = torch.bucketize(x, bounds)
         return code, levels[code]
 
-    codes, scales = rounded(weight, moment, lambda block: shrunk(block, nearest), nearest)
+    codes, scales = rounded(weight, moment, lambda block, cost: shrunk(block, cost, nearest), nearest)
+    scales = refined(weight, moment, levels[codes], scales)
     flat = codes.to(torch.uint8).flatten()
     packed = (flat[::2] << 4 | flat[1::2])[:, None]
     shape = (weight.shape[0], weight.shape[1])
     return FourBitLinear(packed, scales.flatten(), bias, shape, transposed=turned)
 
 
-def shrunk(block: Tensor, nearest: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-    """For each row of a block the scale, its largest magnitude or less, of the smallest squared error.  (out,)."""
+def shrunk(block: Tensor, cost: Tensor, nearest: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    """For each row of a block the scale, its largest magnitude or less, of the least error.  (out, n), (n,) -> (out,).
+
+    `cost` of a column is what its squared error counts.
+    """
     largest = block.abs().amax(1).clamp(min=1e-38)
     best, least = largest, torch.full_like(largest, torch.inf)
     for share in SHARES:
         scale = largest * share
-        error = (nearest(block / scale[:, None])[1] * scale[:, None] - block).square().sum(1)
+        error = (nearest(block / scale[:, None])[1] * scale[:, None] - block).square() @ cost
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
     return best
+
+
+def refined(weight: Tensor, moment: Tensor, values: Tensor, scales: Tensor) -> Tensor:
+    """Scales of the least error of the outputs once the levels are chosen: block by block, three times over.
+
+    (out, in), (in, in), (out, in), (out, blocks) -> (out, blocks), none below 0.
+    """
+    scales = scales.clone()
+    rest = weight - values * scales.repeat_interleave(BLOCK, 1)
+    for number in [*range(scales.shape[1])] * 3:
+        part = slice(number * BLOCK, (number + 1) * BLOCK)
+        v = values[:, part]
+        wanted = ((rest @ moment[:, part]) * v).sum(1)
+        step = wanted / ((v @ moment[part, part]) * v).sum(1).clamp(min=1e-20)
+        step = torch.maximum(step, -scales[:, number])
+        scales[:, number] += step
+        rest[:, part] -= step[:, None] * v
+    return scales
 
 
 def nearest_int8(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +154,7 @@ def nearest_int8(x: Tensor) -> tuple[Tensor, Tensor]:
 def rounded(
     weight: Tensor,
     moment: Tensor,
-    scale_of: Callable[[Tensor], Tensor],
+    scale_of: Callable[[Tensor, Tensor], Tensor],
     nearest: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:
     """Codes (out, in) and the scales of each block of 64 columns, (out, blocks).  Frantar 2023, algorithm 1."""
@@ -143,7 +165,7 @@ def rounded(
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
         block = w[:, start:end]
-        scale = scale_of(block).clamp(min=1e-38)
+        scale = scale_of(block, upper.diagonal()[start:end] ** -2).clamp(min=1e-38)
         scales.append(scale)
         errors = torch.zeros_like(block)
         for i in range(end - start):

@@ -12,7 +12,7 @@ from kinkajou.errors import UserError
 from kinkajou.models.forward import LanguageModel, PackedModel
 from kinkajou.quant.gate import own_text
 
-LENGTH, PROMPTS = 256, 16
+LENGTH, PROMPTS, CALIBRATION = 256, 16, 32_768
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def calibration_rows(cfg: QuantizeConfig, form: ChatFormat, model: PackedModel) 
             "the gate must not read the text that the weights were fitted to", fix="two files: --calibrate and --data"
         )
     rows, _ = read_rows(cfg.calibrate, form, row_length(model))
-    return bounded(rows, 16 * LENGTH * 4)
+    return bounded(rows, CALIBRATION)
 
 
 def length_limit(model: PackedModel) -> int:

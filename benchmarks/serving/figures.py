@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import os
 import statistics
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +31,7 @@ def write(name: str, figures: Row, given: Row) -> Path:
     """Writes benchmarks/results/serving-NAME.json."""
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     about = {"when": when, "commit": record.commit(), "machine": record.machine(), "versions": versions()}
-    about |= {"priority": record.priority(), "given": given}
+    about |= {"priority": record.priority(), "given": given, "omp_threads": os.environ.get("OMP_NUM_THREADS")}
     path = RESULTS / f"serving-{name}.json"
     path.write_text(json.dumps({**about, **figures}, indent=1) + "\n", encoding="utf-8")
     return path

@@ -44,8 +44,8 @@ async def block(port: int, wanted: Sequence[Wanted], requests: int, dice: random
 
 def look(server: servers.Server, pids: Sequence[int]) -> Row:
     """Of each process; of the server's own gauges."""
-    time.sleep(REST_S)
     metrics = server.metrics()
+    time.sleep(REST_S)  # the connections of before, this look's own too, are gone by then
     busy = metrics[servers.RUNNING] + metrics[servers.WAITING] + metrics.get("kinkajou_cache_used_tokens", 0.0)
     found: Row = {"busy": busy, "tasks": metrics.get(servers.TASKS)}
     for name, pid in zip(("server", "worker"), pids, strict=False):
@@ -75,12 +75,12 @@ def drift(looks: Sequence[Row], name: str) -> Row:
 
 
 def run(given: argparse.Namespace) -> tuple[Row, bool]:
-    warm, requests = (max(8 * BLOCK, round(n * given.scale)) for n in (WARM / 2, REQUESTS))
+    warm, requests = (max(least, round(n * given.scale)) for n, least in ((WARM, BLOCK), (REQUESTS, 4 * BLOCK)))
     wanted, dice = material(100, given.seed), random.Random(given.seed)
     total: dict[str, int] = {}
     with servers.kinkajou(given.model) as server:
         pids = server.pids
-        asyncio.run(block(server.port, wanted, warm if given.scale < 1 else WARM, dice))
+        asyncio.run(block(server.port, wanted, warm, dice))
         looks = [look(server, pids) | {"requests": 0}]
         for done in range(BLOCK, requests + 1, BLOCK):
             for key, count in asyncio.run(block(server.port, wanted, BLOCK, dice)).items():

@@ -7,9 +7,14 @@ makes of the texts that came back, so that both are counted alike.  Medians of t
 
 import argparse
 import asyncio
+import json
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from transformers import AutoTokenizer
@@ -22,6 +27,26 @@ from benchmarks.serving.traffic import Crowd, good, lost
 CLIENTS = (1, 16)
 TOKENS, EACH, ROUNDS = 64, {1: 8, 16: 64}, 5
 AIM_BATCHING, AIM_PEER = 4.0, 1.0
+
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+"""For a model without one, which `transformers serve` refuses: the text as it is."""
+
+
+def with_template(model: Path, folder: Path) -> Path:
+    """The model's folder, or a copy with a chat template if it has none."""
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    if "chat_template" in settings or (model / "chat_template.jinja").is_file():
+        return model
+    copy = folder / model.name
+    copy.mkdir()
+    for path in filter(Path.is_file, model.iterdir()):
+        shutil.copyfile(path, copy / path.name)
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": TEMPLATE}))
+    return copy
 
 
 def asked(model: str, number: int) -> bytes:
@@ -73,10 +98,14 @@ def ratio(rows: Sequence[Row], over: str, under: str) -> Row:
 def run(given: argparse.Namespace) -> tuple[Row, bool]:
     rounds = ROUNDS if given.scale >= 1 else 2
     tokenizer = AutoTokenizer.from_pretrained(given.model)
-    with servers.kinkajou(given.model) as ours, transformers_serve.serving(given.model) as theirs:
+    with ExitStack() as stack:
+        room = stack.enter_context(tempfile.TemporaryDirectory(prefix="kinkajou-throughput-"))
+        model = with_template(given.model, Path(room))
+        ours = stack.enter_context(servers.kinkajou(model))
+        theirs = stack.enter_context(transformers_serve.serving(model))
         port = urlsplit(theirs.url).port
         assert port is not None
-        sides = {"kinkajou": (ours.port, given.model.name), "transformers": (port, theirs.model)}
+        sides = {"kinkajou": (ours.port, model.name), "transformers": (port, theirs.model)}
         rows = rounds_of(sides, rounds, given.scale, tokenizer)
     names = [f"{name} {clients}" for name in sides for clients in CLIENTS]
     ratios = {

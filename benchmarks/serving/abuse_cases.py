@@ -232,7 +232,10 @@ def bodies() -> Iterator[Case]:
     large = {"100,000 messages", "message over the context", "an integer of a million digits", "stop of 100,000 texts"}
     for name, body in wrong.items():
         yield Case(name, (post(body),), BAD_REQUEST | ({413} if name in large or "nested" in name else set()))
-    # Odd text that is no fault: answered, or refused by name.
+
+
+def texts() -> Iterator[Case]:
+    """Odd text that is no fault, answered or refused by name; other content types; the other routes."""
     fine = {
         "NUL in the text": r'"a\u0000b"',
         "right-to-left marks": r'"\u202e\u200f abc"',
@@ -285,4 +288,4 @@ def slow() -> Iterator[Case]:
 
 
 def cases() -> list[Case]:
-    return [*framing(), *heads(), *methods(), *paths(), *bodies(), *slow()]
+    return [*framing(), *heads(), *methods(), *paths(), *bodies(), *texts(), *slow()]

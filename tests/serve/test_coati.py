@@ -186,6 +186,19 @@ def test_the_table_of_clients_does_not_grow() -> None:
         pace.enter(f"client {MAX_CLIENTS + 49}")
 
 
+def test_whoever_came_last_is_remembered_longest() -> None:
+    now = [0.0]
+    pace = Pace(1.0, lambda: now[0])
+    pace.enter("steady")
+    now[0] = 2.0
+    for i in range(MAX_CLIENTS - 1):
+        pace.enter(f"client {i}")
+    pace.enter("steady")
+    pace.enter("one more")
+    with pytest.raises(Busy):
+        pace.enter("steady")
+
+
 def test_one_client_has_half_of_an_ipv6_address() -> None:
     assert neighbourhood("2001:db8::1") == neighbourhood("2001:db8::ffff:1")
     assert neighbourhood("2001:db8::1") != neighbourhood("2001:db8:0:1::1")

@@ -140,17 +140,17 @@ def test_log_probabilities_come_through() -> None:
 
 
 def test_leaving_an_answer_frees_the_slot_there() -> None:
-    house = make_house({"stub": Stub(pause_s=0.05)})
+    """At once: the answers would take minutes."""
+    stub = Stub(pause_s=30)
+    house = make_house({"stub": stub})
 
     async def once() -> None:
-        async with behind(house) as (backend, _):
-            async with backend.run(chat("a b c d e f g h i j k l m n", n=3)) as events:
-                async for event in events:
-                    if isinstance(event, Piece):
-                        break
-                assert house.backends["stub"].load.running == 3
+        async with behind(house) as (backend, _), asyncio.timeout(8):
+            async with backend.run(chat("a b c d", n=3)) as events:
+                assert await anext(events) == Began(0)
+                await until(lambda: stub.load.running == 3)
             assert backend.load.running == 0
-            await until(lambda: house.backends["stub"].load.running == 0 and not house.desk.tickets)
+            await until(lambda: stub.load.running == 0 and not house.desk.tickets)
 
     asyncio.run(once())
 

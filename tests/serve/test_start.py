@@ -18,7 +18,7 @@ from kinkajou.cli import main
 from kinkajou.config import DoorConfig, HostingConfig, ServeConfig
 from kinkajou.errors import UserError
 from kinkajou.serve.bind import host_names, opened, origin_names, taken
-from kinkajou.serve.start import OneLine, named, serve
+from kinkajou.serve.start import OneLine, named, serve, threads_left
 
 KEY = "a-key-of-sixteen-letters"
 
@@ -85,6 +85,15 @@ def test_more_connections_than_files() -> None:
     fault = fails("model", door={"max_connections": hard})
     assert "--max-connections" in fault.problem
     assert f"--max-connections {hard - 256}" in fault.fix
+
+
+@pytest.mark.parametrize(("ours", "left"), [(1, 1), (2, 1), (16, 15)])
+def test_one_processor_is_left_for_http(ours: int, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(ours)))
+    assert threads_left() == left
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert threads_left() is None  # torch reads it itself
 
 
 def test_names_of_models() -> None:

@@ -69,6 +69,8 @@ class HostingConfig:
     """Answers that may wait for a slot; beyond that the server says 429."""
     context: int | None = None
     """Longest prompt and answer together in tokens; what the model has positions for if omitted, 4096 at most."""
+    threads: int | None = None
+    """Threads of each model on a CPU; OMP_NUM_THREADS if omitted, else one less than there are processors."""
     template: Literal["auto", "tokenizer", "alpaca", "human_assistant", "plain"] = "auto"
     """Chat template. `auto`: the tokenizer's own, else `alpaca`."""
     reward: str = ""
@@ -81,7 +83,7 @@ class HostingConfig:
     """That sentence."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "slots")
+        at_least(self, 1, "slots", "threads")
         at_least(self, 0, "queue")
         at_least(self, 8, "context")
 

@@ -104,6 +104,14 @@ def named(folders: Sequence[str], hosting: HostingConfig) -> dict[str, str]:
     return dict(zip(names, folders, strict=True))
 
 
+def threads_left() -> int | None:
+    """One processor stays for what speaks HTTP: a model's threads that share it wait for each other at every product."""
+    if "OMP_NUM_THREADS" in os.environ:  # torch reads it
+        return None
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, ours - 1)
+
+
 async def parts_of(sources: dict[str, str], cfg: ServeConfig) -> tuple[dict[str, Backend], Scorer | None]:
     asked = cfg.hosting
     hosting = Hosting(
@@ -113,6 +121,7 @@ async def parts_of(sources: dict[str, str], cfg: ServeConfig) -> tuple[dict[str,
         context=asked.context,
         max_tokens=cfg.door.max_new_tokens,
         template=asked.template,
+        threads=asked.threads or threads_left(),
     )
     backends: dict[str, Backend] = {}
     if asked.backend:

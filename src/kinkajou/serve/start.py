@@ -105,7 +105,7 @@ def named(folders: Sequence[str], hosting: HostingConfig) -> dict[str, str]:
 
 
 def threads_left() -> int | None:
-    """One processor stays for what speaks HTTP: a model's threads that share it wait for each other at every product."""
+    """One processor stays for what speaks HTTP: threads of a model that share it wait for each other."""
     if "OMP_NUM_THREADS" in os.environ:  # torch reads it
         return None
     ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,13 +1,15 @@
 """Every raw-socket abuse of `benchmarks.serving abuse`, with short limits of time; and that the campaign can fail."""
 
 import asyncio
+import gc
 import socket
 import threading
+import weakref
 
 from benchmarks.serving import abuse
 from benchmarks.serving.abuse_cases import Case, cases, lines
-from benchmarks.serving.client import HOST
-from place import make_house, served
+from benchmarks.serving.client import HOST, connect, request
+from place import make_house, served, until
 
 from kinkajou.serve.limits import Limits
 
@@ -55,3 +57,19 @@ def test_a_fault_a_hang_and_half_an_answer_are_found() -> None:
     assert not judged(plain("200 OK", b"o"), case)[1]
     assert not judged(b"", case)[1]
     assert not judged(b"nonsense\r\n\r\n", case)[1]
+
+
+def test_a_connection_that_was_reset_is_forgotten_at_once() -> None:
+    async def ask() -> list[object]:
+        async with served() as place:
+            line = await connect(place.port)
+            assert (await line.ask(request("GET", "/health"))).status == 200
+            kept = weakref.WeakSet(place.server.server_state.connections)
+            assert len(kept) == 1
+            line.reset()
+            await until(lambda: not place.server.server_state.connections)
+            await asyncio.sleep(0.05)
+            gc.collect()
+            return list(kept)
+
+    assert asyncio.run(ask()) == []

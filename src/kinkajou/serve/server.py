@@ -103,6 +103,10 @@ class Connection(H11Protocol):
             self.begun, self.quiet_since = True, time.monotonic()
         super().data_received(data)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # after a reset uvicorn's timer would hold the connection until it fires
+
     def pause_writing(self) -> None:
         self.stuck_since = time.monotonic()
         super().pause_writing()

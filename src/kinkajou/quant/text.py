@@ -30,7 +30,7 @@ def gate_text(cfg: QuantizeConfig, form: ChatFormat, model: PackedModel) -> Text
     length = row_length(model)
     if cfg.data:
         rows, prompts = read_rows(cfg.data, form, length)
-        told = f"{cfg.data}"
+        told = Path(cfg.data).name
     elif isinstance(model, LanguageModel):
         rows = own_text(model, form, tokens=cfg.gate_tokens, length=length, seed=cfg.seed)
         prompts, told = [], "text of its own"

@@ -237,7 +237,7 @@ def check_gate(found: dict[str, Any], work: Work) -> None:
             raise UserError(
                 f"the gate refuses the {work.cfg.bits}-bit model: nothing is saved",
                 evidence=f"KL to the original {kl:.4g} nats a token computed by {who}, at most {work.limit:g}",
-                fix=f"{'--bits 8, ' * (work.cfg.bits == 4)}--calibrate DATA, or a larger --max-kl if that is near enough",
+                fix="--calibrate DATA, more bits, or a larger --max-kl if that is near enough",
                 exit_code=REFUSED,
             )
 

@@ -15,6 +15,7 @@ from kinkajou.serve.app import make_app
 from kinkajou.serve.backend import Backend, Scorer
 from kinkajou.serve.bind import host_names, make_room, origin_names, taken, url_of
 from kinkajou.serve.desk import Desk
+from kinkajou.serve.heap import give_back
 from kinkajou.serve.house import House
 from kinkajou.serve.keys import read_key
 from kinkajou.serve.limits import Limits
@@ -37,6 +38,7 @@ def serve(folders: Sequence[str], cfg: ServeConfig) -> None:
     place = taken(door.host, door.port, has_key=key is not None, send_buffer_bytes=limits.send_buffer_bytes)
     with place:
         make_room(limits.connections)
+        give_back()
         start_logs()
         code = asyncio.run(hosted(sources, cfg, limits, place, key=key, hosts=hosts, origins=origins, words=words))
     if code:

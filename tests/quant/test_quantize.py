@@ -20,7 +20,7 @@ from kinkajou.models import quantised
 from kinkajou.models.forward import LanguageModel, pack
 from kinkajou.models.load import LoadOptions, load_language_model, load_scalar_model
 from kinkajou.models.packing import Repacked
-from kinkajou.quant.command import quantize
+from kinkajou.quant.command import check_output, quantize
 from tiny import FOUR, save_source, tiny_tokenizer
 
 WIDTHS = {
@@ -279,6 +279,24 @@ def test_output_that_is_there_and_a_folder_quantised_already(tmp_path: Path) -> 
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_overwrite_replaces_models_alone(tmp_path: Path) -> None:
+    notes, model = tmp_path / "notes", tmp_path / "run" / "model"
+    notes.mkdir()
+    (notes / "mine.txt").write_text("kept")
+    with pytest.raises(UserError, match="not a model's folder"):
+        check_output(notes, str(model), overwrite=True)
+    model.mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="would be deleted"):
+        check_output(tmp_path / "run", str(model), overwrite=True)
+
+
+def test_peft_may_be_imported_first() -> None:
+    code = "import peft, peft.import_utils as p; p.is_bnb_available(); import kinkajou.models.adapters"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_layer_fits(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer(words=94)
     save_source(tmp_path / "narrow", AutoModelForCausalLM, "bloom-6-heads", tokenizer)
@@ -307,6 +325,7 @@ Q = "model.layers.0.self_attn.q_proj"
         (4, f"{Q}.weight.absmax", lambda x: x * float("inf"), "infinite"),
         (4, f"{Q}.weight", lambda x: x[:-64], "bytes for"),
         (4, f"{Q}.weight.quant_map", lambda x: x.flip(0), "other levels"),
+        (4, f"{Q}.weight.quant_map", lambda x: x[:-1], "other levels"),
     ],
 )
 def test_damaged_folders_are_refused_before_a_kernel_reads_them(

@@ -20,7 +20,7 @@ with quantised.absent("bitsandbytes"):  # PEFT would import it because it is ins
     from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
     from peft.import_utils import is_bnb_available
 
-    assert not is_bnb_available()
+    is_bnb_available()  # PEFT keeps the first answer; in a program that imported it before, that one stays
 
 TRAINED = "default"
 """PEFT's name of the adapter that a model is given first."""

@@ -156,7 +156,8 @@ def four_bit_layer(layer: Any, name: str, source: str) -> FourBitLinear:
     if shape[1] % state.blocksize and shape[0] > 1:
         raise UserError(f"kinkajou cannot run {source}", evidence=f"a row of {name} ends within a block of weights")
     functions = library().functional
-    if not torch.allclose(state.code.float(), functions.get_4bit_type(state.quant_type, device="cpu"), atol=1e-4):
+    levels = functions.get_4bit_type(state.quant_type, device="cpu")
+    if state.code.shape != levels.shape or not torch.allclose(state.code.float().cpu(), levels, atol=1e-4):
         raise damaged(source, name, "other levels than its kind has")
     absmax = flat_scales(state, size, name, source)
     check_scales(absmax, name, source)

@@ -83,6 +83,19 @@ def check_output(output: Path, source: str, *, overwrite: bool) -> None:
         raise UserError(f"{output} is already there", fix="choose another --output, or pass --overwrite to replace it")
     if output.absolute().resolve() == Path(source).absolute().resolve():
         raise UserError("--output is the model itself", fix="choose another folder")
+    if not os.path.lexists(output):
+        return
+    if (
+        output.is_symlink()
+        or not output.is_dir()
+        or not ((output / "config.json").is_file() or not any(output.iterdir()))
+    ):
+        raise UserError(
+            f"{output} is there and is not a model's folder, so it is not replaced", fix="name another --output"
+        )
+    for read in (source, adapter_base(source) or source):
+        if Path(read).resolve().is_relative_to(output.resolve()):
+            raise UserError(f"{read} lies in --output and would be deleted with it", fix="choose another folder")
 
 
 def prepared(source: str, cfg: QuantizeConfig) -> Work:
@@ -232,11 +245,11 @@ def scalar_figures(work: Work, folder: Path) -> dict[str, Any]:
 def check_gate(found: dict[str, Any], work: Work) -> None:
     """Both ways of computing must be near enough: NaN is not."""
     for who in ("kinkajou", "transformers"):
-        kl = found[who]["kl"]
+        kl, unit = found[who]["kl"], "nats a pair of texts" if work.scalar else "nats a token"
         if not kl <= work.limit:
             raise UserError(
                 f"the gate refuses the {work.cfg.bits}-bit model: nothing is saved",
-                evidence=f"KL to the original {kl:.4g} nats a token computed by {who}, at most {work.limit:g}",
+                evidence=f"KL to the original {kl:.4g} {unit} computed by {who}, at most {work.limit:g}",
                 fix="--calibrate DATA, more bits, or a larger --max-kl if that is near enough",
                 exit_code=REFUSED,
             )

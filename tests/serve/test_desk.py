@@ -9,11 +9,11 @@ import pytest
 from benchmarks.serving.stub import Stub
 from place import make_house, served, until
 
-from kinkajou.serve.backend import Began, Broken, Event, Job, Piece, Refused, Turn
+from kinkajou.serve.backend import Began, Broken, Event, Job, Piece, Refused
 from kinkajou.serve.desk import Desk
 from kinkajou.serve.limits import Limits
 from kinkajou.serve.metrics import Metrics
-from kinkajou.serve.problems import Busy, Problem
+from kinkajou.serve.problems import Busy
 
 LONG = {"text": " ".join("word" for _ in range(2000))}
 
@@ -189,38 +189,6 @@ def test_the_deadline_counts_waiting_and_saying(waiting: bool) -> None:
                 assert stream.status_code == 200
                 assert json.loads(stream.text.strip().rpartition("data: ")[2])["error"]["code"] == "deadline"
             assert (stub.running, stub.waiting) == (0, 0)
-
-    asyncio.run(ask())
-
-
-class Judge:
-    """A scorer that never comes to an end, or says the length of the last turn."""
-
-    name = "judge"
-    state = "ready"
-
-    def __init__(self, stuck: bool) -> None:
-        self.stuck = stuck
-
-    async def start(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def score(self, chats: list[tuple[Turn, ...]]) -> list[float]:
-        if self.stuck:
-            await asyncio.Event().wait()
-        return [float(len(chat[-1].content)) for chat in chats]
-
-
-def test_scores_have_bounds_too() -> None:
-    async def ask() -> None:
-        chats = [(Turn("user", "a"), Turn("assistant", "bcd"))]
-        desk = Desk(Limits(deadline_s=0.2), Metrics({}), queue=1)
-        assert await desk.scored(Judge(stuck=False), chats) == [3.0]
-        stuck = Judge(stuck=True)
-        asked = [asyncio.create_task(desk.scored(stuck, chats)) for _ in range(3)]
-        found = await asyncio.gather(*asked, return_exceptions=True)
-        assert sorted(fault.status_code for fault in found if isinstance(fault, Problem)) == [429, 504, 504]
 
     asyncio.run(ask())
 

@@ -4,12 +4,12 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from kinkajou.exchange import is_loopback
-from kinkajou.serve.backend import Backend, Began, Broken, Event, Job, Piece, Refused, Scorer, State, Turn
+from kinkajou.serve.backend import Backend, Began, Broken, Event, Job, Piece, Refused, State
 from kinkajou.serve.limits import Limits
 from kinkajou.serve.metrics import Metrics
 from kinkajou.serve.problems import Busy, Deadline, Problem, Stopping
@@ -56,12 +56,6 @@ class Desk:
         self._let_in(backend.name, backend.state, max(1, backend.load.slots), job.n, client)
         async with self._ticket(backend.name, job.n, client) as ticket, backend.run(job) as events:
             yield self._watched(ticket, events)
-
-    async def scored(self, scorer: Scorer, chats: Sequence[tuple[Turn, ...]], client: str = "") -> list[float]:
-        """One score for each chat; raises what `admitted` does."""
-        self._let_in(scorer.name, scorer.state, 1, 1, client)
-        async with self._ticket(scorer.name, 1, client):
-            return await scorer.score(chats)
 
     def refusal(self, backends: Iterable[Backend]) -> Problem | None:
         """Why none of them can be asked for anything now, whatever the request says; None if one can."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -163,6 +164,8 @@ def listed(value: object) -> list[Any]:
 
 def alternative(row: dict[str, Any]) -> Alternative:
     text, logprob, parts = sound(row.get("token")), row.get("logprob"), row.get("bytes")
-    number = float(logprob) if isinstance(logprob, int | float) and not isinstance(logprob, bool) else -math.inf
+    number = -math.inf
+    if isinstance(logprob, int | float) and not isinstance(logprob, bool) and abs(logprob) < sys.float_info.max:
+        number = float(logprob)
     is_bytes = isinstance(parts, list) and all(type(x) is int and 0 <= x < 256 for x in parts)
     return Alternative(text, bytes(cast(list[int], parts)) if is_bytes else text.encode(), number)

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fixed import CASES, Case, Outcome, make_case, model_of, take_step, widened
-from kinkajou.models.adapters import merged
 from kinkajou.models.forward import ActorCritic, LanguageModel, ScalarModel
 from kinkajou.models.load import load_language_model
+from merged import merged
 from small import Small, metrics, steps_kept, weights
 from tiny import tiny_tokenizer
 from train.test_ddp import torchrun

@@ -4,9 +4,8 @@ import asyncio
 import re
 
 import pytest
-from benchmarks.serving.stub import Stub
+from benchmarks.serving.stub import Stub, StubScorer
 from place import Place, make_house, served
-from test_desk import Judge
 
 from kinkajou.serve.app import make_app
 
@@ -27,11 +26,11 @@ def test_ready_is_the_worst_of_all_models(state: str, status: int) -> None:
 
 def test_the_reward_model_counts() -> None:
     async def ask() -> None:
-        judge = Judge(stuck=False)
+        judge = StubScorer()
         async with served(make_house(scorer=judge)) as place:
             judge.state = "broken"
             answer = await place.client.get("/ready")
-            assert (answer.status_code, answer.json()["models"]["judge"]) == (503, "broken")
+            assert (answer.status_code, answer.json()["models"][judge.name]) == (503, "broken")
 
     asyncio.run(ask())
 

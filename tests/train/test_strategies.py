@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from kinkajou.errors import UserError
-from kinkajou.models.adapters import merged, merged_weights
+from kinkajou.models.adapters import merged_weights
 from kinkajou.models.load import LoadOptions, load_language_model, load_scalar_model
+from merged import merged
 from small import Small, metrics, steps_kept, weights
 from tiny import save_source, tiny_tokenizer
 from train.test_ddp import torchrun

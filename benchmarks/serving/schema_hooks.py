@@ -1,4 +1,4 @@
-"""What the schema cannot say, for schemathesis: the rules on a chat's last turn.
+"""What the schema cannot say, for schemathesis: the rules on a chat's last turn, and on ids that come twice.
 
 JSON Schema has no word for the last item of a list, so that bodies that are right by the schema would be refused by
 these rules.  Only such a body is changed; the rules themselves have tests of their own in tests/serve/.
@@ -25,6 +25,9 @@ def before_call(context: Any, case: Any, **kwargs: Any) -> None:
         case.body = {**body, "history": ends(body["history"], response="")}
     if case.path == "/v1/rewards" and isinstance(body.get("input"), list):
         case.body = {**body, "input": [answered(chat) for chat in body["input"]]}
+    if case.path == "/v1/rewards" and isinstance(body.get("samples"), list):
+        numbered = [{**row, "id": i} if isinstance(row, dict) else row for i, row in enumerate(body["samples"])]
+        case.body = {**case.body, "samples": numbered}
 
 
 def answered(chat: Any) -> Any:

@@ -2,12 +2,10 @@
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may reach for the network
 
-import cyclopts.argument._argument as arguments
 import pytest
 import torch
 
@@ -15,9 +13,6 @@ if TYPE_CHECKING:
     from small import Small
 
 torch.set_num_threads(1)
-# Once any test has imported pydantic, cyclopts checks every setting by it too, which no command line of ours sees: a
-# setting that a dialect fills in is None until then.
-arguments.sys = SimpleNamespace(modules={})
 
 
 @pytest.fixture(scope="session")

@@ -325,3 +325,13 @@ def test_the_reader_of_the_output_leaves(small: Small, tmp_path: Path) -> None:
         assert job.wait(timeout=200) == 0
     assert said.strip() == "note: nobody reads the output any more; the work goes on"
     assert (tmp_path / "run" / "done.json").is_file()
+
+
+def test_pydantic_beside_us_changes_no_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    """cyclopts would check by it what a dialect has not filled in yet."""
+    flags = ["--model", "m", "--prompts", "p", "--reward", "r", "--output", "o", "--print-config"]
+    import pydantic
+
+    assert main(["ppo", *flags]) == 0
+    assert 'advantage = "gae"' in capsys.readouterr().out
+    assert sys.modules["pydantic"] is pydantic

@@ -1,7 +1,8 @@
 """The command line.  Nothing heavy is imported before a command runs, so `--help` is quick."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -153,7 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code.  A `UserError` is printed as its sentence."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        make_app(take_recipe(tokens))(tokens, exit_on_error=False, print_error=False)
+        app = make_app(take_recipe(tokens))
+        with without_pydantic():
+            command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+        command(*bound.args, **bound.kwargs)
     except UserError as fault:
         print(fault, file=sys.stderr)
         return fault.exit_code
@@ -168,6 +172,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def without_pydantic() -> Iterator[None]:
+    """cyclopts also checks settings by pydantic if anybody has imported it: by their types, which those that a dialect
+    fills in do not have yet.  A command must not depend on that."""
+    found = sys.modules.pop("pydantic", None)
+    try:
+        yield
+    finally:
+        if found is not None:
+            sys.modules["pydantic"] = found
 
 
 def take_recipe(tokens: list[str]) -> list[Any]:

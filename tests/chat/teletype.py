@@ -11,7 +11,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from kinkajou.cli import main
 
@@ -73,11 +73,9 @@ def teletype(
     try:
         yield terminal
     finally:
-        try:
+        with suppress(ChildProcessError, ProcessLookupError):  # it has ended by itself
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
-        except (ChildProcessError, ProcessLookupError):
-            pass
         os.close(file)
 
 

@@ -20,7 +20,8 @@ from kinkajou.models import quantised
 from kinkajou.models.forward import LanguageModel, pack
 from kinkajou.models.load import LoadOptions, load_language_model, load_scalar_model
 from kinkajou.models.packing import Repacked
-from kinkajou.quant.command import check_output, quantize
+from kinkajou.quant.command import quantize
+from kinkajou.quant.output import check_output
 from tiny import FOUR, save_source, tiny_tokenizer
 
 WIDTHS = {
@@ -267,11 +268,11 @@ def test_wrong_flags(change: dict[str, str], told: str, tmp_path: Path) -> None:
 def test_output_that_is_there_and_a_folder_quantised_already(tmp_path: Path) -> None:
     model = source(tmp_path, "llama")
     folder = made(tmp_path, model, 8)
-    with pytest.raises(UserError, match="already there"):
+    with pytest.raises(UserError, match="is there already"):
         made(tmp_path, model, 8)
     with pytest.raises(UserError, match="quantised already"):
         made(tmp_path, folder, 8, output=str(tmp_path / "twice"))
-    with pytest.raises(UserError, match="the model itself"):
+    with pytest.raises(UserError, match="would replace the model"):
         made(tmp_path, model, 8, output=str(model), overwrite=True)
     before = (folder / "model.safetensors").read_bytes()
     made(tmp_path, model, 8, overwrite=True)
@@ -287,7 +288,7 @@ def test_overwrite_replaces_models_alone(tmp_path: Path) -> None:
         check_output(notes, str(model), overwrite=True)
     model.mkdir(parents=True)
     (tmp_path / "run" / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="would be deleted"):
+    with pytest.raises(UserError, match="would replace the model"):
         check_output(tmp_path / "run", str(model), overwrite=True)
 
 

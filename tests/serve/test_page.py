@@ -2,29 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterator
 
-import pytest
-from playwright.sync_api import Browser, expect
-from tests.serve.browser import Person, chromium, server, stats_of, visit
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with server() as (found, _):
-        yield found
-
-
-@pytest.fixture
-def person(browser: Browser, address: str) -> Iterator[Person]:
-    with visit(browser, address) as found:
-        yield found
+from playwright.sync_api import expect
+from tests.serve.browser import Person, stats_of
 
 
 def test_an_answer_streams(person: Person) -> None:

@@ -1,31 +1,13 @@
 """The page for everybody: keyboard alone, phone, dark and light, less motion, screen readers (axe)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
-from tests.serve.browser import PHONE, WIDE, Person, chromium, error, server, visit
+from tests.serve.browser import PHONE, WIDE, Person, error, visit
 
 TALK = "# Title\n\n- a **b**\n- `c`\n\n> quote\n\n```python\nx = 1\n```\n\nend"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with server() as (found, _):
-        yield found
-
-
-@pytest.fixture
-def person(browser: Browser, address: str) -> Iterator[Person]:
-    with visit(browser, address) as found:
-        yield found
 
 
 def nothing(person: Person) -> None:

@@ -1,30 +1,10 @@
 """What the page says when the server dies, is busy, is stopping, asks for a key, or says no."""
 
-from collections.abc import Iterator
-
 import pytest
 from playwright.sync_api import Browser, Route, expect
-from tests.serve.browser import EVENT, Person, chromium, error, pieces, server, visit
+from tests.serve.browser import EVENT, Person, error, pieces, server, visit
 
 KEY = "key-of-the-forest"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with server() as (found, _):
-        yield found
-
-
-@pytest.fixture
-def person(browser: Browser, address: str) -> Iterator[Person]:
-    with visit(browser, address) as found:
-        yield found
 
 
 def test_the_server_dies_in_the_middle_and_before(browser: Browser) -> None:

@@ -5,19 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from tests.serve.browser import DONE, PHONE, Person, chromium, pieces, server, visit
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with server() as (found, _):
-        yield found
+from tests.serve.browser import DONE, PHONE, Person, pieces, visit
 
 
 @pytest.fixture(scope="module")

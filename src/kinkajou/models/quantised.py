@@ -8,6 +8,7 @@ layer computes is the product with the dequantised weight, so an answer does not
 import importlib
 import logging
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -83,7 +84,7 @@ class Product(torch.autograd.Function):
         return grads[0] @ ctx.layer.dequantised(grads[0].dtype), None
 
 
-class QuantisedLinear(nn.Linear):
+class QuantisedLinear(nn.Linear, ABC):
     """A frozen linear layer; a `transposed` one stands where the model had GPT-2's Conv1D."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, shape: tuple[int, int], *, transposed: bool) -> None:
@@ -93,13 +94,13 @@ class QuantisedLinear(nn.Linear):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = cast(Any, None if bias is None else nn.Parameter(bias.detach().float(), requires_grad=False))
 
+    @abstractmethod
     def dequantised(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """(out, in)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stored(self) -> dict[str, Tensor]:
         """What bitsandbytes keeps of the weight, by the names below the layer's."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)

@@ -1,9 +1,7 @@
 """`kinkajou quantize`: a model with int8 or 4-bit weights, kept only if it still says what the original says."""
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,8 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from kinkajou.checkpoint.room import check_room, storage_fault
-from kinkajou.checkpoint.shelf import delete
+from kinkajou.checkpoint.room import check_room
 from kinkajou.config import QuantizeConfig
 from kinkajou.data.chat import ChatFormat
 from kinkajou.data.tokenizer import check_vocabulary, load_tokenizer
@@ -27,6 +24,7 @@ from kinkajou.models.adapters import adapter_base
 from kinkajou.models.forward import LanguageModel, PackedModel, ScalarModel
 from kinkajou.models.load import find_model, load_language_model, load_scalar_model, read_settings
 from kinkajou.quant import gate, gptq
+from kinkajou.quant.output import check_output, whole
 from kinkajou.quant.text import Text, calibration_rows, gate_text
 
 REFUSED = 3
@@ -61,7 +59,8 @@ def quantize(folder: str, cfg: QuantizeConfig) -> None:
     quantised.library()
     work = prepared(source, cfg)
     console = Console()
-    with aside_of(output) as aside:
+    with whole(output) as aside:
+        aside.mkdir()
         module, kept = quantised_module(work)
         written = quantised_files.stored_weights(module)
         dtype = torch.bfloat16 if cfg.embeddings else torch.float32
@@ -74,28 +73,7 @@ def quantize(folder: str, cfg: QuantizeConfig) -> None:
         console.print(page(found, work))
         check_gate(found, work)
         (aside / REPORT).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        publish(aside, output)
     print(f"done: {output}")
-
-
-def check_output(output: Path, source: str, *, overwrite: bool) -> None:
-    if os.path.lexists(output) and not overwrite:
-        raise UserError(f"{output} is already there", fix="choose another --output, or pass --overwrite to replace it")
-    if output.absolute().resolve() == Path(source).absolute().resolve():
-        raise UserError("--output is the model itself", fix="choose another folder")
-    if not os.path.lexists(output):
-        return
-    if (
-        output.is_symlink()
-        or not output.is_dir()
-        or not ((output / "config.json").is_file() or not any(output.iterdir()))
-    ):
-        raise UserError(
-            f"{output} is there and is not a model's folder, so it is not replaced", fix="name another --output"
-        )
-    for read in (source, adapter_base(source) or source):
-        if Path(read).resolve().is_relative_to(output.resolve()):
-            raise UserError(f"{read} lies in --output and would be deleted with it", fix="choose another folder")
 
 
 def prepared(source: str, cfg: QuantizeConfig) -> Work:
@@ -140,33 +118,6 @@ def quantised_module(work: Work) -> tuple[nn.Module, list[str]]:
     if head is not None and not isinstance(head, quantised.QuantisedLinear):
         kept = sorted({*kept, next(name for name, layer in module.named_modules() if layer is head)})
     return module, kept
-
-
-@contextmanager
-def aside_of(output: Path) -> Iterator[Path]:
-    """A fresh folder beside it, gone afterwards whatever happens."""
-    aside = output.absolute().parent / f".{output.name}.tmp"
-    try:
-        delete(aside)
-        aside.mkdir(parents=True)
-        yield aside
-    except OSError as fault:
-        raise storage_fault("written", output, fault) from fault
-    finally:
-        delete(aside)
-
-
-def publish(aside: Path, output: Path) -> None:
-    """Whole or absent: every file is on the disk before the folder has its name."""
-    for path in sorted(aside.rglob("*")):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    old = aside.with_suffix(".old")
-    delete(old)
-    if os.path.lexists(output):
-        output.rename(old)
-    aside.rename(output)
-    delete(old)
 
 
 def judged(work: Work, folder: Path, written: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -1,9 +1,6 @@
 """`kinkajou export`: a model for other programs, as a plain Hugging Face folder or as a GGUF file."""
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,8 +9,6 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from kinkajou.checkpoint.room import storage_fault
-from kinkajou.checkpoint.shelf import delete
 from kinkajou.config import ExportConfig
 from kinkajou.data.tokenizer import load_tokenizer
 from kinkajou.errors import UserError
@@ -22,6 +17,7 @@ from kinkajou.models.forward import LanguageModel, PackedModel, ScalarModel, pac
 from kinkajou.models.load import find_model, load_language_model, load_scalar_model, read_settings, save_model
 from kinkajou.models.quantised import dequantise
 from kinkajou.quant.gguf_file import package, write_gguf
+from kinkajou.quant.output import FILE, FOLDER, check_output, whole
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 NEAR = 1e-3
@@ -56,7 +52,7 @@ def export(folder: str, cfg: ExportConfig) -> None:
     """Writes what `cfg` asks for and says what is in it; nothing is there if it fails."""
     output = Path(cfg.output)
     chosen = find_model(folder)
-    check_output(output, chosen, cfg)
+    check_output(output, chosen, overwrite=cfg.overwrite, kind=FOLDER if cfg.to == "merged" else FILE)
     if cfg.to == "gguf":
         package()
     source = read_source(chosen)
@@ -75,51 +71,6 @@ def export(folder: str, cfg: ExportConfig) -> None:
     for line in lines:
         print(line)
     print(f"done: {output}")
-
-
-def check_output(output: Path, source: str, cfg: ExportConfig) -> None:
-    """UserError where something is that must not be replaced."""
-    inside, target = Path(source).resolve(), output.resolve()
-    if Path(source).is_dir() and (target == inside or target in inside.parents):
-        raise UserError("the output would replace the model that is exported", evidence=str(output))
-    if not os.path.lexists(output):
-        return
-    if not cfg.overwrite:
-        raise UserError(f"{output} is there already", fix="name another --output, or --overwrite")
-    model = output.is_dir() and ((output / "config.json").is_file() or not any(output.iterdir()))
-    kind = model if cfg.to == "merged" else output.is_file() and output.suffix == ".gguf"
-    if not kind or output.is_symlink():
-        wanted = "a model's folder" if cfg.to == "merged" else "a .gguf file"
-        raise UserError(f"{output} is there and is not {wanted}, so it is not replaced", fix="name another --output")
-
-
-@contextmanager
-def whole(output: Path) -> Iterator[Path]:
-    """A path beside `output` to write to; it gets the name when the block ends well, and is deleted otherwise."""
-    aside, old = (output.with_name(f".{output.name}.{end}") for end in ("tmp", "old"))
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        delete(aside)
-        yield aside
-        for path in (aside, *aside.rglob("*")):
-            with_content_on_disk(path)
-        if os.path.lexists(output):
-            delete(old)
-            output.rename(old)
-        aside.rename(output)
-        delete(old)
-    except OSError as fault:
-        raise storage_fault("written", output, fault) from fault
-    finally:
-        delete(aside)
-        if os.path.lexists(old) and not os.path.lexists(output):
-            old.rename(output)
-
-
-def with_content_on_disk(path: Path) -> None:
-    if path.is_file():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
 
 
 def read_source(folder: str) -> Source:

@@ -152,3 +152,24 @@ class Child:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+class Owner:
+    """What has a worker, and lives and dies with it."""
+
+    child: Child
+
+    @property
+    def state(self) -> State:
+        return self.child.state
+
+    @property
+    def lost(self) -> asyncio.Event:
+        """Set when the worker has died too often to be started again."""
+        return self.child.lost
+
+    async def start(self) -> None:
+        await self.child.start()
+
+    async def close(self) -> None:
+        await self.child.close()

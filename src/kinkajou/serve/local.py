@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any, Literal
 
-from kinkajou.serve.backend import Alternative, Began, Broken, Event, Job, Load, Piece, Refused, State, Token
-from kinkajou.serve.child import GONE, Child, Line
+from kinkajou.serve.backend import Alternative, Began, Broken, Event, Job, Load, Piece, Refused, Token
+from kinkajou.serve.child import GONE, Child, Line, Owner
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Answers:
         return event
 
 
-class LocalBackend:
+class LocalBackend(Owner):
     """`source` is a folder, a run's folder or a hub id."""
 
     def __init__(self, name: str, source: str, hosting: Hosting | None = None) -> None:
@@ -68,10 +68,6 @@ class LocalBackend:
         self.now = Load(slots=self.hosting.slots)
 
     @property
-    def state(self) -> State:
-        return self.child.state
-
-    @property
     def load(self) -> Load:
         return self.now
 
@@ -83,17 +79,6 @@ class LocalBackend:
     def facts(self) -> dict[str, Any]:
         """What the worker says of its model: context, slots, vocabulary, template, dtype, bits, device."""
         return self.child.facts
-
-    @property
-    def lost(self) -> asyncio.Event:
-        """Set when the worker has died too often to be started again."""
-        return self.child.lost
-
-    async def start(self) -> None:
-        await self.child.start()
-
-    async def close(self) -> None:
-        await self.child.close()
 
     @asynccontextmanager
     async def run(self, job: Job) -> AsyncIterator[AsyncIterator[Event]]:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import count
 
-from kinkajou.serve.backend import Broken, Refused, State, Turn
-from kinkajou.serve.child import GONE, Child, Line
+from kinkajou.serve.backend import Broken, Refused, Turn
+from kinkajou.serve.child import GONE, Child, Line, Owner
 from kinkajou.serve.local import Hosting
 
 
-class LocalScorer:
+class LocalScorer(Owner):
     """Scores chats one after the other; of `hosting` dtype, template and threads count."""
 
     def __init__(self, name: str, source: str, hosting: Hosting | None = None) -> None:
@@ -19,21 +19,6 @@ class LocalScorer:
         self.child = Child(arguments, take=self._take, die=self._die)
         self.open: dict[int, asyncio.Future[list[float]]] = {}
         self.numbers = count()
-
-    @property
-    def state(self) -> State:
-        return self.child.state
-
-    @property
-    def lost(self) -> asyncio.Event:
-        """Set when the worker has died too often to be started again."""
-        return self.child.lost
-
-    async def start(self) -> None:
-        await self.child.start()
-
-    async def close(self) -> None:
-        await self.child.close()
 
     async def score(self, chats: Sequence[tuple[Turn, ...]]) -> list[float]:
         number = next(self.numbers)

@@ -50,6 +50,16 @@ class Teletype:
     def type(self, keys: str) -> None:
         os.write(self.file, keys.encode())
 
+    def interrupt(self) -> None:
+        """Ctrl-C until it is heard: CPython's readline misses a signal between its look for one and its wait for a key."""
+        end, before = time.monotonic() + PATIENCE, len(self.seen)
+        while len(self.seen) - before <= len("^C"):  # its echo is no answer
+            if time.monotonic() > end:
+                raise AssertionError("ctrl-C is not heard")
+            self.type("\x03")
+            while select.select([self.file], [], [], 1.0)[0] and self.read():
+                pass
+
     def code(self) -> int:
         """Waits for the child's end."""
         while self.read():

@@ -63,7 +63,7 @@ def test_ctrl_c_at_the_prompt_clears_the_line_and_says_how_to_leave(folder: str)
         for typed in ("", "half a li", '"""\n'):
             terminal.type(typed)
             terminal.expect(r"\.\.\.  $" if typed.startswith('"') else f"{typed}$")
-            terminal.type("\x03")
+            terminal.interrupt()
             assert "/quit or ctrl-D leaves" in terminal.expect(PROMPT)
         assert "w6 w7\r\n" in say(terminal, "w5 w8")
         terminal.type("/quit\n")

@@ -82,8 +82,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         | {"untrusted"},
     ),
     "chat/": ({"rich"}, {"chat", "config", "errors", "data"}),
-    # From serve/ only text.py: how tokens become text while they come, which knows nothing of HTTP.
-    "chat/talker.py": (TORCH, {"chat", "config", "errors", "batch", "data", "engine", "models", "serve"}),
+    "chat/talker.py": (TORCH, {"chat", "config", "errors", "batch", "data", "engine", "models"}),
     "serve/": (
         {"fastapi", "starlette", "uvicorn", "h11", "pydantic", "prometheus_client", "httpx"},
         {"serve", "config", "errors", "data", "exchange"},

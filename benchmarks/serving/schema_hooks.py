@@ -1,4 +1,4 @@
-"""What the schema cannot say, for schemathesis: the rules on a chat's last turn, and on ids that come twice.
+"""What the schema cannot say, for schemathesis: rules on a chat's last turn, on ids, on all answers of a request.
 
 JSON Schema has no word for the last item of a list, so that bodies that are right by the schema would be refused by
 these rules.  Only such a body is changed; the rules themselves have tests of their own in tests/serve/.
@@ -23,6 +23,8 @@ def before_call(context: Any, case: Any, **kwargs: Any) -> None:
         return
     if "history" in body:
         case.body = {**body, "history": ends(body["history"], response="")}
+    if isinstance(body.get("prompt"), list) and len(body["prompt"]) > 1:  # n answers to each may be more than fit
+        case.body = {**body, "n": 1}
     if case.path == "/v1/rewards" and isinstance(body.get("input"), list):
         case.body = {**body, "input": [answered(chat) for chat in body["input"]]}
     if case.path == "/v1/rewards" and isinstance(body.get("samples"), list):

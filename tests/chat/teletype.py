@@ -51,7 +51,10 @@ class Teletype:
         os.write(self.file, keys.encode())
 
     def interrupt(self) -> None:
-        """Ctrl-C until it is heard: CPython's readline misses a signal between its look for one and its wait for a key."""
+        """Ctrl-C until it is heard.
+
+        CPython's readline misses a signal that comes between its look for one and its wait for a key.
+        """
         end, before = time.monotonic() + PATIENCE, len(self.seen)
         while len(self.seen) - before <= len("^C"):  # its echo is no answer
             if time.monotonic() > end:

@@ -246,7 +246,7 @@ def test_a_fault_in_one_jobs_preparation_is_its_own(
 
 def test_a_step_that_fails_leaves_the_loop(small: Small) -> None:
     engine, _ = load_engine({"source": small.policy, **SETTINGS}, Out())
-    faults.arm("worker.step:2:raise")
+    faults.arm("worker.step:1:raise")
     try:
         engine.ask(1, Job(chat("w3 w4")))
         with pytest.raises(RuntimeError, match="asked for"):

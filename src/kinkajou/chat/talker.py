@@ -10,21 +10,20 @@ from torch import nn
 from kinkajou.batch import Sampling
 from kinkajou.config import ChatConfig
 from kinkajou.data.chat import ChatFormat
+from kinkajou.data.fitting import fitting
 from kinkajou.data.records import Message
 from kinkajou.data.tokenizer import load_tokenizer
 from kinkajou.engine.engine import LocalEngine
 from kinkajou.engine.sampling import derive_seed
 from kinkajou.engine.scheduler import Sample
 from kinkajou.engine.session import Session
+from kinkajou.engine.text import Answer as Shown
 from kinkajou.errors import UserError
 from kinkajou.models.load import LoadOptions, find_model, load_language_model
 from kinkajou.models.quantised import FourBitLinear, Int8Linear, QuantisedLinear
-from kinkajou.serve.text import Answer as Shown
 
 ASSUMED_CONTEXT = 4096
 """Tokens of prompt and answer for a model that does not say how many it can read."""
-RESERVE = 4
-"""Old turns make room for the answer that is asked for, but for no more than this part of the context."""
 
 
 class Answer(Iterator[str]):
@@ -127,24 +126,8 @@ class Talker:
         return Answer(session, sample, Shown(self._decode, cfg.stop), left_out=left_out, began=began)
 
     def fitting(self, messages: Sequence[Message]) -> tuple[list[int], int]:
-        """The prompt, and how many of the oldest messages it lacks because they have no room.
-
-        System messages and the last question stay.
-        """
-        prompt = self.form.prompt(messages)
-        most = self.context - min(self.cfg.max_new_tokens, max(1, self.context // RESERVE))
-        starts = [i for i, message in enumerate(messages) if message.role == "user"]
-        if len(prompt) <= most or len(starts) < 2:
-            return prompt, 0
-        low, high = 0, len(starts) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if len(self.form.prompt(since(messages, starts[middle]))) <= most:
-                high = middle
-            else:
-                low = middle + 1
-        kept = since(messages, starts[low])
-        return self.form.prompt(kept), len(messages) - len(kept)
+        """The prompt, and how many of the oldest messages it lacks because they have no room."""
+        return fitting(self.form, messages, context=self.context, answer=self.cfg.max_new_tokens)
 
     def discard(self) -> None:
         """Begins the next answer with a new session."""
@@ -194,8 +177,3 @@ def scaled(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return str(count)
-
-
-def since(messages: Sequence[Message], start: int) -> list[Message]:
-    """The messages from there on, and the system's before."""
-    return [message for i, message in enumerate(messages) if i >= start or message.role == "system"]

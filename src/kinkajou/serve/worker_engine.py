@@ -14,8 +14,8 @@ from kinkajou.batch import Sampling
 from kinkajou.engine.sampling import derive_seed
 from kinkajou.engine.scheduler import Sample
 from kinkajou.engine.session import Said, Session
+from kinkajou.engine.text import Answer
 from kinkajou.serve.backend import Alternative, Finish, Job, Refused
-from kinkajou.serve.text import Answer
 from kinkajou.serve.worker_prompts import Pieces, Prompt, Prompts
 
 FAILED = "the model could not work on this request"

@@ -1,20 +1,19 @@
 """A request's chat or text -> the tokens of its prompt, or why there are none; and what single tokens look like."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from kinkajou.data.chat import ChatFormat
+from kinkajou.data.fitting import fitting, since, starts_of
 from kinkajou.data.records import Message
 from kinkajou.errors import UserError
-from kinkajou.serve.backend import Alternative, Job, Refused, Turn
+from kinkajou.serve.backend import Alternative, Job, Refused
 
 SPARE = 8
 """A text of so many times the characters that fit as tokens of the longest kind is refused as it is: reading it would
 take long, and a tokenizer that makes texts shorter does not do so by that much."""
-RESERVE = 4
-"""Where old turns are dropped, the answer gets the room that it asks for, but no more than this part of the context."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +44,17 @@ class Prompts:
         field = "messages" if job.text is None else "prompt"
         if not all(sound(text) for text in (job.text or "", *job.stops, *(turn.content for turn in job.turns))):
             raise Refused("the text has half of a surrogate pair in it, which is no character", param=field)
-        fits = job if not job.drop_oldest else self._shortened(job)
-        if len(fits.text or "") + sum(len(turn.content) for turn in fits.turns) > self.letters:
+        messages = [Message(turn.role, turn.content) for turn in job.turns]
+        if job.drop_oldest:
+            messages = self._shortened(messages)
+        if len(job.text or "") + letters_of(messages) > self.letters:
             raise Refused(
                 f"the prompt cannot fit: more than {self.letters:,} characters for {self.context:,} tokens",
                 param=field,
                 code="context_length_exceeded",
             )
-        tokens, dropped = self._tokens(fits, asked)
-        dropped += len(job.turns) - len(fits.turns)
+        tokens, dropped = self._tokens(job, messages, asked)
+        dropped += len(job.turns) - len(messages)
         if not tokens:
             raise Refused("the prompt has no tokens", param=field)
         room = self.context - len(tokens)
@@ -65,45 +66,27 @@ class Prompts:
             )
         return Prompt(tuple(tokens), min(asked, room), dropped)
 
-    def _shortened(self, job: Job) -> Job:
-        """Without the oldest turns that cannot fit, by their characters alone."""
-        starts = [i for i, turn in enumerate(job.turns) if turn.role == "user"]
-        kept = list(job.turns)
-        while starts and sum(len(turn.content) for turn in kept) > self.letters:
-            kept = since(job.turns, starts.pop(0))
-        return replace(job, turns=tuple(kept))
+    def _shortened(self, messages: list[Message]) -> list[Message]:
+        """Without the oldest that cannot fit, by their characters alone."""
+        starts, kept = starts_of(messages), messages
+        while starts and letters_of(kept) > self.letters:
+            kept = since(messages, starts.pop(0))
+        return kept
 
-    def _tokens(self, job: Job, asked: int) -> tuple[list[int], int]:
+    def _tokens(self, job: Job, messages: list[Message], asked: int) -> tuple[list[int], int]:
         if job.text is not None:
             whole = self.form.conversation([Message("text", job.text)]).tokens
             return [*self.opening, *whole[:-1]], 0  # without the end token
-        tokens = self._rendered(job.turns)
-        most = self.context - min(asked, max(1, self.context // RESERVE))
-        if not job.drop_oldest or len(tokens) <= most:
-            return tokens, 0
-        starts = [i for i, turn in enumerate(job.turns) if turn.role == "user"]
-        low, high = 0, len(starts) - 1  # the newest question stays, whatever comes of it
-        while low < high:
-            middle = (low + high) // 2
-            if len(self._rendered(since(job.turns, starts[middle]))) <= most:
-                high = middle
-            else:
-                low = middle + 1
-        if not starts:
-            return tokens, 0
-        kept = since(job.turns, starts[low])
-        return self._rendered(kept), len(job.turns) - len(kept)
-
-    def _rendered(self, turns: Sequence[Turn]) -> list[int]:
         try:
-            return self.form.prompt([Message(turn.role, turn.content) for turn in turns])
+            if job.drop_oldest:
+                return fitting(self.form, messages, context=self.context, answer=asked)
+            return self.form.prompt(messages), 0
         except UserError as fault:  # the template's own refusal, of an order of roles say
             raise Refused(fault.problem, param="messages") from None
 
 
-def since(turns: Sequence[Turn], start: int) -> list[Turn]:
-    """The turns from there on, and the system messages before."""
-    return [turn for i, turn in enumerate(turns) if i >= start or turn.role == "system"]
+def letters_of(messages: Sequence[Message]) -> int:
+    return sum(len(message.content) for message in messages)
 
 
 def sound(text: str) -> bool:

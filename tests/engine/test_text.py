@@ -8,7 +8,7 @@ from tokenizers import decoders, models
 from transformers import PreTrainedTokenizerBase
 
 from kinkajou.data.tokenizer import character_tokenizer, train_tokenizer
-from kinkajou.serve.text import MARK, Answer, Cut, Decoder, Detokeniser
+from kinkajou.engine.text import MARK, Answer, Cut, Decoder, Detokeniser
 from tiny import tiny_tokenizer
 
 TEXTS = [

@@ -80,8 +80,7 @@ def teletype(
     """`kinkajou ARGUMENTS` in a fork of this process, after `before()`."""
     process, file = pty.fork()
     if process == 0:
-        child(arguments, before)
-    fcntl.ioctl(file, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        child(arguments, before, struct.pack("HHHH", lines, columns, 0, 0))
     terminal = Teletype(process, file)
     try:
         yield terminal
@@ -92,9 +91,12 @@ def teletype(
         os.close(file)
 
 
-def child(arguments: Sequence[str], before: Callable[[], None]) -> None:
+def child(arguments: Sequence[str], before: Callable[[], None], size: bytes) -> None:
     code = 1
     try:
+        # The size is set before anything is drawn, and unheard: readline would draw its prompt a second time.
+        signal.signal(signal.SIGWINCH, signal.SIG_DFL)
+        fcntl.ioctl(0, termios.TIOCSWINSZ, size)
         os.environ["TERM"] = "xterm-256color"
         os.environ.pop("NO_COLOR", None)
         signal.signal(signal.SIGINT, signal.default_int_handler)

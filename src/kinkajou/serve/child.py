@@ -92,9 +92,7 @@ class Child:
         assert self.process
         self.state = "broken"
         self.die()
-        with suppress(ProcessLookupError):
-            self.process.kill()
-        code = await self.process.wait()
+        code = await ended(self.process)
         self.deaths.append(time.monotonic())
         print(f"a model's process ended with code {code}", file=sys.stderr, flush=True)
 
@@ -146,12 +144,20 @@ class Child:
             return
         if process.stdin:
             process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), END_S)
-        except TimeoutError:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        await ended(process)
+
+
+async def ended(process: asyncio.subprocess.Process) -> int:
+    """Its exit code, by force if it does not end by itself.
+
+    Only a process that lives is killed: to kill one that is just ending would take its exit code from asyncio.
+    """
+    try:
+        return await asyncio.wait_for(process.wait(), END_S)
+    except TimeoutError:
+        with suppress(ProcessLookupError):
+            process.kill()
+        return await process.wait()
 
 
 class Owner:

@@ -1,5 +1,8 @@
 """What the page says when the server dies, is busy, is stopping, asks for a key, or says no."""
 
+import json
+from typing import Any
+
 import pytest
 from playwright.sync_api import Browser, Route, expect
 from tests.serve.browser import EVENT, Person, error, pieces, server, visit
@@ -64,6 +67,13 @@ SAYINGS = {
         "The prompt has 50 tokens, the context 20.",
     ),
     "refused": (400, error("stop.0: too long"), "The server refused this request", "Stop.0: too long."),
+    "another origin": (
+        403,
+        error("this origin may not call the server; --allow-origins adds one", "unknown_origin"),
+        "The server does not know this page's address",
+        "keep the Host header",
+    ),
+    "no JSON, 403": (403, "<h1>Forbidden</h1>", "The server refused this request", "Status 403."),
     "ours": (
         500,
         error("the server failed", "internal_error"),
@@ -105,6 +115,7 @@ def test_what_the_server_says(person: Person, name: str) -> None:
     if status == 200:
         assert person.answers()[0].startswith("begun")
     assert page.locator(".fault img").count() == 0
+    expect(page.locator("#door")).to_be_hidden()
     page.reload()
     expect(page.locator(".fault strong")).to_have_text(title)
 
@@ -114,6 +125,90 @@ def test_a_conversation_that_is_too_long_for_a_real_server(person: Person) -> No
     person.say(" ".join(map(str, range(50))))
     expect(page.locator(".fault strong")).to_have_text("This conversation is too long for the model")
     expect(page.locator(".fault")).to_contain_text("50 tokens")
+
+
+def roles(body: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in body["messages"]]
+
+
+def test_a_message_without_an_answer_is_left_out_of_what_follows(person: Person) -> None:
+    """Templates whose roles must alternate refuse two messages of the user's in a row."""
+    page = person.come()
+    person.say("first")
+    for status in (500, 503):
+        person.next_reply(status, error("no"))
+        person.say(f"failed {status}")
+        expect(page.locator(".unheard:visible")).to_have_count(0 if status == 500 else 1)
+    [body] = person.requests_of(lambda: person.say("next"))
+    assert roles(body) == [("user", "first"), ("assistant", "first"), ("user", "next")]
+    expect(page.locator(".unheard:visible")).to_have_text(
+        ["Without an answer, this message is not sent along with later ones."] * 2
+    )
+    page.reload()
+    expect(page.locator(".unheard:visible")).to_have_count(2)
+    again = page.locator(".turn").nth(1).get_by_role("button", name="Try again")
+    [body] = person.requests_of(lambda: (again.click(), person.settled()))
+    assert roles(body) == [("user", "first"), ("assistant", "first"), ("user", "failed 500")]
+    expect(page.locator(".unheard:visible")).to_have_count(0)
+
+
+def test_each_of_two_models_hears_what_it_answered(person: Person) -> None:
+    page = person.come()
+    page.get_by_role("button", name="Side by side").click()
+    page.get_by_label("Second model").select_option("slow")
+    page.route("**/v1/chat/completions", lambda route: refuse(route, "slow"))
+    person.say("one")
+    page.unroute("**/v1/chat/completions")
+    bodies = person.requests_of(lambda: person.say("two"))
+    heard = {body["model"]: roles(body) for body in bodies}
+    assert heard == {"quick": [("user", "one"), ("assistant", "one"), ("user", "two")], "slow": [("user", "two")]}
+    expect(page.locator(".answer").nth(1).locator(".unheard")).to_be_visible()
+    expect(page.locator(".unheard:visible")).to_have_count(1)
+
+
+def refuse(route: Route, model: str) -> None:
+    if json.loads(route.request.post_data or "null")["model"] == model:
+        route.fulfill(status=500, body=error("no"), content_type="application/json")
+    else:
+        route.continue_()
+
+
+def test_models_are_looked_up_again_where_one_is_gone(person: Person) -> None:
+    """As after a restart with another model."""
+    page = person.come()
+    names = json.dumps({"data": [{"id": "slow"}]})
+    page.route("**/v1/models", lambda route: route.fulfill(status=200, body=names, content_type="application/json"))
+    person.next_reply(404, error("there is no model 'quick'", "model_not_found"))
+    person.say("hello")
+    expect(page.locator(".fault")).to_contain_text("There is no model 'quick'.")
+    expect(page.locator("#model")).to_have_value("slow")
+    page.get_by_role("button", name="Try again").click()
+    person.settled()
+    assert person.answers() == ["hello"]
+
+
+def test_a_server_that_is_gone_is_waited_for_once(person: Person) -> None:
+    page = person.come()
+    asked: list[Route] = []
+    page.clock.install()
+    page.route("**/v1/models", lambda route: (asked.append(route), route.abort()))
+    page.route("**/v1/chat/completions", lambda route: route.abort(), times=1)
+    person.say("hello")
+    expect(page.locator("#status")).to_contain_text("The server cannot be reached")
+    for _ in range(3):
+        with page.expect_event("requestfailed"):
+            page.clock.run_for(3000)
+    assert len(asked) == 4
+    page.unroute("**/v1/models")
+    page.clock.run_for(3000)
+    expect(page.locator("#status")).to_be_hidden()
+
+
+def test_no_server_is_waited_for_for_days(person: Person) -> None:
+    page = person.come()
+    person.next_reply(503, error("full"), {"retry-after": "9999999"})
+    person.say("hello")
+    expect(page.locator(".fault button")).to_have_text("Try again in 3600 s")
 
 
 def test_the_page_asks_for_a_key(person: Person) -> None:

@@ -5,13 +5,15 @@ import { Fault, told } from "./faults.js";
 
 export const newAnswer = (model) => ({ model, text: "", state: "writing", finish: "", fault: null, tokens: null, first_s: null, rate: null });
 
+/** Whether a model has said something here. Where not, the message is not sent again: templates whose roles alternate refuse two in a row. */
+export const heard = (answer) => Boolean(answer.text) || answer.state === "done";
+
 /** What a model has heard and said in `column` before turn `index`, then that turn's prompt. */
 export function messagesOf(chat, index, column, system) {
   const said = system ? [{ role: "system", content: system }] : [];
   for (const turn of chat.turns.slice(0, index)) {
-    said.push({ role: "user", content: turn.prompt });
     const answer = turn.answers[Math.min(column, turn.answers.length - 1)];
-    if (answer.text || answer.state === "done") said.push({ role: "assistant", content: answer.text });
+    if (heard(answer)) said.push({ role: "user", content: turn.prompt }, { role: "assistant", content: answer.text });
   }
   return [...said, { role: "user", content: chat.turns[index].prompt }];
 }

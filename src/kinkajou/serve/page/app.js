@@ -3,25 +3,27 @@
 import { messagesOf, newAnswer, Runs } from "./answers.js";
 import { Composer } from "./composer.js";
 import { Door, themeButton } from "./doors.js";
-import { button, el, icon, notice, say } from "./elements.js";
+import { button, composing, el, icon, notice, say } from "./elements.js";
 import { Models } from "./models.js";
 import { Settings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
-import { allChats, dropChat, isChatName, newChat, saveChat } from "./store.js";
+import { allChats, dropChat, isChatName, newChat, saveChat, titleIn } from "./store.js";
 import { Thread } from "./thread.js";
 
 const SAVE_MS = 2000;
+const STALE = new Set(["lost", "refused"]); // faults after which the server may be gone or have other models
 const STARTS = ["What is a kinkajou?", "Explain rainbows to a child", "A short poem about the night forest", "Plan a quiet weekend"];
 
 const byId = (id) => document.getElementById(id);
 const chats = new Map(allChats().map((chat) => [chat.id, chat]));
 let current = newChat();
 let full = false;
+let takeBackOffer = () => {};
 
 const door = new Door(entered);
 const settings = new Settings(byId("settings-form"), byId("settings"));
 const runs = new Runs({ key: () => door.key, more, ended });
-const thread = new Thread(byId("scroller"), byId("turns"), { resend, again, keep });
+const thread = new Thread(byId("scroller"), byId("turns"), { resend, again, keep, closed: caughtUp });
 const composer = new Composer(byId("composer"), { send, stop: () => runs.stop(current), editLast: () => thread.editLast() });
 const sidebar = new Sidebar(byId("chats"), { open, drop, rename });
 const models = new Models({ key: () => door.key, failed, came });
@@ -67,7 +69,7 @@ function drop(id) {
   runs.stop(chat);
   chats.delete(id);
   dropChat(id);
-  if (chat === current) open("");
+  if (id === current.id) open("");
   else refresh();
   const back = () => {
     chats.set(id, chat);
@@ -80,7 +82,8 @@ function drop(id) {
 
 function rename(id, title) {
   const chat = chats.get(id);
-  if (title !== chat.title) Object.assign(chat, { title: title.slice(0, 120), named: true });
+  if (!chat || title === chat.title) return; // another tab may have deleted it
+  for (const one of new Set([chat, id === current.id ? current : chat])) Object.assign(one, { title: title.slice(0, 120), named: true });
   keepOnDisk(chat);
   refresh();
 }
@@ -90,15 +93,34 @@ function rename(id, title) {
 /** Puts a turn at `index` in the place of all that follows, and asks for its answers. */
 function ask(index, prompt) {
   runs.stop(current);
+  takeBackOffer();
+  const before = turnsOf(current);
   const turn = { prompt, answers: models.asked.map(newAnswer) };
   current.turns.splice(index, Infinity, turn);
   if (!current.named && index === 0) current.title = prompt.trim().replace(/\s+/g, " ").slice(0, 60);
-  if (!chats.has(current.id)) {
-    chats.set(current.id, current);
-    history.replaceState(null, "", `#${current.id}`);
-  }
+  const kept = chats.get(current.id);
+  if (!kept) history.replaceState(null, "", `#${current.id}`);
+  else if (kept.named) Object.assign(current, { title: kept.title, named: true }); // the rest of it waited for this edit
+  chats.set(current.id, current);
   turn.answers.forEach((_, column) => begin(index, column));
-  redraw(index - 1);
+  thread.cut(index);
+  redraw(index);
+  if (before.length > index + 1) offerBack(current.id, before);
+}
+
+const turnsOf = (chat) => chat.turns.map((turn) => ({ ...turn, answers: [...turn.answers] }));
+
+/** Later turns were replaced by one new answer. */
+function offerBack(id, turns) {
+  const back = () => {
+    const chat = chats.get(id);
+    if (!chat) return;
+    runs.stop(chat);
+    Object.assign(chat, { turns, updated: Date.now() });
+    keepOnDisk(chat);
+    open(id);
+  };
+  takeBackOffer = notice("The messages that followed were removed", { label: "Undo", act: back });
 }
 
 function begin(index, column) {
@@ -110,7 +132,7 @@ function begin(index, column) {
 function redraw(from) {
   current.updated = Date.now();
   keepOnDisk(current);
-  thread.show(current, Math.max(0, from));
+  thread.show(current, from);
   thread.toEnd();
   refresh();
   focusInput();
@@ -130,8 +152,15 @@ function hindered() {
   return true;
 }
 
+/** Whether another tab's changes wait for the end of an edit; says so. */
+function behind() {
+  const waits = chats.has(current.id) && chats.get(current.id) !== current;
+  if (waits) notice("Another tab changed this conversation. First send or cancel your edit.");
+  return waits;
+}
+
 function send(prompt) {
-  if (hindered()) return false;
+  if (hindered() || behind()) return false;
   if (current.turns.at(-1)?.answers.length > models.asked.length) {
     notice("First keep one of the two answers.");
     document.querySelector(".turn:last-child .keep")?.focus();
@@ -146,7 +175,9 @@ function resend(index, prompt) {
 }
 
 function again(index, column) {
-  if (hindered()) return;
+  if (hindered() || behind()) return;
+  takeBackOffer();
+  const before = turnsOf(current);
   const { answers } = current.turns[index];
   const { model } = answers[column];
   runs.drop(answers[column]);
@@ -156,10 +187,12 @@ function again(index, column) {
   current.turns.length = index + 1;
   begin(index, column);
   redraw(index);
+  if (before.length > index + 1) offerBack(current.id, before);
 }
 
 /** Goes on from one of two answers; so it is with the pairs before. */
 function keep(index, column) {
+  if (behind()) return;
   for (const turn of current.turns.slice(0, index + 1)) {
     if (turn.answers.length < 2) continue;
     runs.drop(turn.answers[1 - column]);
@@ -179,6 +212,7 @@ function ended(chat, answer, fault) {
   keepOnDisk(chat);
   thread.views.get(answer)?.finish(fault?.retry_s);
   refresh();
+  if (STALE.has(fault?.kind)) models.load();
   if (chat !== current) return;
   if (answer.fault) say(`${answer.fault.title}. ${answer.fault.detail}`);
   else say(answer.state === "stopped" ? "Stopped" : `${answer.model} says: ${answer.text}`);
@@ -210,10 +244,25 @@ async function entered() {
   focusInput();
 }
 
+/** Shows what another tab made of the open conversation, but never over a message that is being edited here. */
+function caughtUp() {
+  const now = chats.get(current.id) ?? current;
+  const lost = now !== current && thread.loses(now);
+  if (now !== current && !lost) {
+    const from = now.turns.findIndex((turn, i) => JSON.stringify(turn) !== JSON.stringify(current.turns[i]));
+    current = now;
+    takeBackOffer();
+    thread.show(now, from < 0 ? now.turns.length : from);
+    thread.follow();
+  }
+  refresh();
+  return !lost;
+}
+
 // Keys, the address, other tabs
 
 document.addEventListener("keydown", (event) => {
-  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || byId("door").open) return;
+  if (event.defaultPrevented || composing(event) || event.ctrlKey || event.metaKey || event.altKey || byId("door").open) return;
   if (event.key === "/" && !event.target.closest("input, textarea, select")) {
     event.preventDefault();
     byId("input").focus();
@@ -227,15 +276,12 @@ addEventListener("popstate", () => open(location.hash.slice(1), false));
 addEventListener("storage", (event) => {
   if (!isChatName(event.key)) return;
   const busy = runs.chats();
+  const was = chats.get(current.id);
   const seen = new Map(allChats().map((chat) => [chat.id, chat]));
   for (const [id, chat] of chats) if (!busy.has(chat) && !seen.has(id)) chats.delete(id);
   for (const [id, chat] of seen) if (!busy.has(chats.get(id))) chats.set(id, chat);
-  const now = chats.get(current.id);
-  if (now && now !== current && JSON.stringify(now) !== JSON.stringify(current)) show(now);
-  else {
-    if (now) chats.set(current.id, current);
-    refresh();
-  }
+  for (const chat of busy) Object.assign(chat, titleIn(event, chat.id)); // the rest of it is this tab's
+  if (!caughtUp() && was === current) notice("Another tab changed this conversation. You see it when your edit ends.");
 });
 addEventListener("pagehide", () => runs.chats().forEach(keepOnDisk));
 setInterval(() => runs.chats().forEach(keepOnDisk), SAVE_MS);

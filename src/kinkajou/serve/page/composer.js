@@ -1,5 +1,7 @@
 // Where the next message is written.
 
+import { composing } from "./elements.js";
+
 export class Composer {
   /** `acts`: send(text) -> whether it went, stop(), editLast(). */
   constructor(form, acts) {
@@ -9,6 +11,7 @@ export class Composer {
     this.sendButton = document.getElementById("send");
     this.stopButton = document.getElementById("stop");
     this.writing = false;
+    this.filled = "";
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.send();
@@ -20,7 +23,7 @@ export class Composer {
   }
 
   pressed(event) {
-    if (event.isComposing) return;
+    if (composing(event)) return;
     if (event.key === "Enter" && !event.shiftKey) {
       event.preventDefault();
       this.send();
@@ -37,8 +40,11 @@ export class Composer {
     this.show();
   }
 
+  /** Puts a text in; what somebody typed stays before it. */
   fill(text) {
-    this.input.value = text;
+    const { value } = this.input;
+    this.input.value = value.trim() && value !== this.filled ? `${value}\n${text}` : text;
+    this.filled = text;
     this.show();
     this.input.focus();
   }

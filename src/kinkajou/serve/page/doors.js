@@ -42,9 +42,10 @@ export class Door {
 
   /** Asks for the key; one that was given already was wrong. */
   ask() {
+    if (this.dialog.open) return;
     this.refuse(this.key ? "The server did not take this key." : "");
     this.input.value = "";
-    if (!this.dialog.open) this.dialog.showModal();
+    this.dialog.showModal();
     this.input.focus();
   }
 }

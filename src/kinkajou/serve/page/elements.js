@@ -78,9 +78,29 @@ export function say(text) {
   requestAnimationFrame(() => (place.textContent = text.slice(0, 3000)));
 }
 
+/** Makes `nodes` the children of `parent`. The one with the focus is never moved, since moving takes it away. */
+export function arrange(parent, nodes) {
+  const wanted = new Set(nodes);
+  for (const child of [...parent.children]) if (!wanted.has(child)) child.remove();
+  const still = [...parent.children].find((child) => child.contains(document.activeElement));
+  let at = parent.firstChild;
+  for (const node of nodes) {
+    while (node === still && at !== still) {
+      const later = at;
+      at = at.nextSibling;
+      parent.append(later);
+    }
+    if (node === at) at = at.nextSibling;
+    else parent.insertBefore(node, at);
+  }
+}
+
+/** Whether an input method takes this key (Safari tells it by the code alone). */
+export const composing = (event) => event.isComposing || event.keyCode === 229;
+
 let hiding = 0;
 
-/** A line at the bottom that goes away by itself; `act` undoes what it tells. */
+/** A line at the bottom that goes away by itself, but not while its button has the focus; `act` undoes what it tells. Gives what closes it. */
 export function notice(text, { label = "", act = null } = {}) {
   const place = document.getElementById("notice");
   clearTimeout(hiding);
@@ -88,10 +108,14 @@ export function notice(text, { label = "", act = null } = {}) {
     place.replaceChildren();
     place.hidden = true;
   };
-  place.replaceChildren(el("span", { text }));
+  const words = el("span", { text });
+  place.replaceChildren(words);
   if (act) place.append(el("button", { type: "button", class: "button link", text: label, on: { click: () => (close(), act()) } }));
   place.hidden = false;
-  hiding = setTimeout(close, act ? 10_000 : 6_000);
+  const ms = act ? 10_000 : 6_000;
+  const over = () => (place.contains(document.activeElement) ? (hiding = setTimeout(over, ms)) : close());
+  hiding = setTimeout(over, ms);
+  return () => words.isConnected && close();
 }
 
 /** Text as it is, cut into pieces so that one enormous paragraph cannot stop the page. */

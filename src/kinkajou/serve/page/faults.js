@@ -2,6 +2,7 @@
 
 const TITLES = {
   key: "This server asks for a key",
+  barred: "The server does not know this page's address",
   busy: "The server is busy",
   closed: "The server takes no requests now",
   long: "This conversation is too long for the model",
@@ -14,11 +15,14 @@ const TITLES = {
 
 const ADVICE = {
   key: "Enter the key, then try again.",
+  barred: `Whoever runs it can start it with --allow-origins ${location.origin}; a proxy before it can keep the Host header as it came.`,
   closed: "It is starting or being shut down.",
   long: "Start a new chat, shorten an earlier message, or ask for fewer tokens in the settings.",
   lost: "Is it running? Your message is kept here.",
   cut: "What had come until then is kept.",
 };
+
+const LONGEST_WAIT_S = 3600; // a server may ask for more, but a person is not held off for days
 
 export class Fault extends Error {
   /** `kind` is a key of TITLES; `detail` the server's own words; `retry_s` seconds until it may be asked again. */
@@ -58,11 +62,13 @@ export async function faultOf(reply) {
 export function faultFrom(status, error, retry_s = 0) {
   const detail = typeof error?.message === "string" ? error.message : typeof error === "string" ? error : "";
   const code = String(error?.code ?? error?.type ?? "");
-  if (status === 401 || status === 403) return new Fault("key", status === 403 ? detail : "");
-  if (status === 429) return new Fault("busy", detail, Math.min(Math.max(retry_s, 1), 3600));
+  const wait_s = Math.min(retry_s, LONGEST_WAIT_S);
+  if (status === 401) return new Fault("key");
+  if (code === "unknown_origin" || code === "cross_site") return new Fault("barred", detail);
+  if (status === 429) return new Fault("busy", detail, Math.max(wait_s, 1));
   if (/context|too_long|length_exceeded/.test(code) || /context (length|window)|\bthe context \d/.test(detail)) return new Fault("long", detail);
   if (status === 408 || status === 504 || /deadline|timeout/.test(code)) return new Fault("late", detail);
-  if (status === 503 || code === "stopping") return new Fault("closed", detail, retry_s);
+  if (status === 503 || code === "stopping") return new Fault("closed", detail, wait_s);
   if (status >= 400 && status < 500) return new Fault("refused", detail || `Status ${status}.`);
   return new Fault("broken", detail || (status ? `Status ${status}.` : ""));
 }

@@ -34,6 +34,7 @@ export class Models {
       this.hooks.came();
     } catch (fault) {
       this.hooks.failed(fault);
+      clearTimeout(this.waiting); // of another call meanwhile
       if (fault.kind !== "key") this.waiting = setTimeout(() => this.load(), AGAIN_MS);
     }
   }

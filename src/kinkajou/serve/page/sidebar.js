@@ -1,12 +1,13 @@
 // The list of conversations.
 
-import { button, el } from "./elements.js";
+import { arrange, button, composing, el } from "./elements.js";
 
 export class Sidebar {
   /** `acts`: open(id), drop(id), rename(id, title). */
   constructor(list, acts) {
     this.list = list;
     this.acts = acts;
+    this.rows = new Map(); // id -> Row
     this.node = document.getElementById("sidebar");
     this.opener = document.getElementById("sidebar-open");
     this.narrow = matchMedia("(max-width: 860px)");
@@ -32,41 +33,69 @@ export class Sidebar {
   }
 
   show(chats, current, writing) {
-    this.list.replaceChildren(...chats.map((chat) => this.row(chat, chat.id === current, writing.has(chat))));
+    const rows = new Map(chats.map((chat) => [chat.id, this.rows.get(chat.id) ?? this.row(chat.id)]));
+    this.rows = rows;
+    for (const chat of chats) rows.get(chat.id).show(chat.title, chat.id === current, writing.has(chat));
+    arrange(this.list, [...rows.values()].map((row) => row.node));
     document.getElementById("no-chats").hidden = chats.length > 0;
   }
 
-  row(chat, current, writing) {
-    const title = chat.title || "New chat";
-    const open = el("button", {
-      ...{ type: "button", class: "chat", dir: "auto", title },
-      "aria-current": current ? "page" : undefined,
-      on: { click: () => (this.acts.open(chat.id), this.toggle(false)) },
+  row(id) {
+    return new Row({
+      open: () => (this.acts.open(id), this.toggle(false)),
+      drop: () => this.acts.drop(id),
+      rename: (title) => this.acts.rename(id, title),
     });
-    open.append(el("span", { text: title }), writing ? el("span", { class: "dot writing", title: "Being written" }) : "");
-    const row = el("li", { class: current ? "row current" : "row" }, open);
-    row.append(button("edit", `Rename ${title}`, () => this.rename(row, chat), { quiet: true }));
-    row.append(button("bin", `Delete ${title}`, () => this.acts.drop(chat.id), { quiet: true }));
-    return row;
+  }
+}
+
+/** One conversation. Its nodes stay the same, so that neither focus nor a name that is being typed is lost. */
+class Row {
+  constructor(acts) {
+    this.acts = acts;
+    this.title = "";
+    this.label = el("span");
+    this.dot = el("span", { class: "dot writing", title: "Being written" });
+    this.chat = el("button", { type: "button", class: "chat", dir: "auto", on: { click: acts.open } }, this.label, this.dot);
+    this.edit = button("edit", "Rename", () => this.rename(), { quiet: true });
+    this.bin = button("bin", "Delete", acts.drop, { quiet: true });
+    this.node = el("li", { class: "row" }, this.chat, this.edit, this.bin);
   }
 
-  rename(row, chat) {
-    const input = el("input", { class: "name", value: chat.title, maxlength: "120", "aria-label": "New name" });
+  show(title, current, writing) {
+    this.title = title;
+    const name = title || "New chat";
+    this.node.classList.toggle("current", current);
+    if (current) this.chat.setAttribute("aria-current", "page");
+    else this.chat.removeAttribute("aria-current");
+    this.dot.hidden = !writing;
+    if (this.chat.title === name) return;
+    this.label.textContent = this.chat.title = name;
+    for (const [node, what] of [[this.edit, "Rename"], [this.bin, "Delete"]]) {
+      node.title = `${what} ${name}`;
+      node.setAttribute("aria-label", node.title);
+    }
+  }
+
+  rename() {
+    const input = el("input", { class: "name", value: this.title, maxlength: "120", "aria-label": "New name" });
     let done = false;
     const end = (keep) => {
       if (done) return;
       done = true;
-      this.acts.rename(chat.id, keep && input.value.trim() ? input.value.trim() : chat.title);
+      this.node.replaceChildren(this.chat, this.edit, this.bin);
+      const title = input.value.trim();
+      if (keep && title) this.acts.rename(title);
     };
     input.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" && event.key !== "Escape") return;
+      if (composing(event) || (event.key !== "Enter" && event.key !== "Escape")) return;
       event.preventDefault();
       event.stopPropagation();
       end(event.key === "Enter");
-      this.list.querySelector("[aria-current]")?.focus();
+      this.chat.focus();
     });
     input.addEventListener("blur", () => end(true));
-    row.replaceChildren(input);
+    this.node.replaceChildren(input);
     input.focus();
     input.select();
   }

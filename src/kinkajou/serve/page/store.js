@@ -100,6 +100,12 @@ export function allChats() {
 
 export const saveChat = (chat) => write(localStorage, CHAT + chat.id, JSON.stringify(chat));
 export const dropChat = (id) => write(localStorage, CHAT + id, null);
+/** The name that another tab gave the conversation `id`: {title, named}, or {}. */
+export function titleIn(event, id) {
+  const chat = event.key === CHAT + id ? soundChat(json(event.newValue)) : null;
+  return chat?.named ? { title: chat.title, named: true } : {};
+}
+
 export const isChatName = (name) => name === null || name.startsWith(CHAT);
 
 export const loadSettings = () => json(read(localStorage, SETTINGS)) ?? {};

@@ -1,7 +1,10 @@
 // How one turn looks: what was asked, and the answer or two answers to it.
 
-import { button, copyButton, el, icon, plain } from "./elements.js";
+import { heard } from "./answers.js";
+import { button, composing, copyButton, el, icon, plain } from "./elements.js";
 import { Writer } from "./markdown.js";
+
+const UNHEARD = "Without an answer, this message is not sent along with later ones.";
 
 /** One answer; its text may still be coming. `acts`: again(), keep() or null. */
 export class AnswerView {
@@ -59,7 +62,8 @@ export class AnswerView {
     if (acts.keep) tools.append(button("check", "Keep this one", acts.keep, { kind: "keep" }));
     if (answer.text) tools.append(copyButton("Copy answer", () => answer.text, { quiet: true }));
     if (!this.fault.querySelector("button")) tools.append(button("again", "Answer again", acts.again, { quiet: true }));
-    this.foot.replaceChildren(tools, el("p", { class: "stats", text: stats(answer) }));
+    const unheard = heard(answer) ? "" : el("p", { class: "hint unheard", text: UNHEARD });
+    this.foot.replaceChildren(tools, el("p", { class: "stats", text: stats(answer) }), unheard);
   }
 
   showFault(retry_s) {
@@ -68,7 +72,7 @@ export class AnswerView {
     const [kind, title, detail] = fault
       ? [fault.kind, fault.title, fault.detail]
       : state === "cut"
-        ? ["cut", "This answer was cut off", "The page was closed while it was being written."]
+        ? ["cut", "This answer was cut off", "The page was closed while it was being written, or another tab is still writing it."]
         : state === "done" && finish === "length"
           ? ["note", "The answer ends here because it reached the longest length allowed", ""]
           : ["", "", ""];
@@ -105,11 +109,12 @@ function stats({ tokens, first_s, rate, state }) {
   return said.join(" · ");
 }
 
-/** What the user said; `resend(text)` replaces it and all that follows. */
+/** What the user said. `acts`: resend(text), which replaces it and all that follows; closed(), after an edit that was given up. */
 export class AskedView {
-  constructor(prompt, resend) {
+  constructor(prompt, acts) {
     this.prompt = prompt;
-    this.resend = resend;
+    this.acts = acts;
+    this.area = null; // while it is edited
     this.node = el("article", { class: "asked", "aria-label": "You" });
     this.show();
   }
@@ -119,20 +124,24 @@ export class AskedView {
     plain(bubble, this.prompt);
     const tools = el("div", { class: "tools", role: "group", "aria-label": "What to do with your message" });
     tools.append(copyButton("Copy message", () => this.prompt, { quiet: true }), button("edit", "Edit message", () => this.edit(), { quiet: true }));
+    this.area = null;
     this.node.classList.remove("editing");
     this.node.replaceChildren(el("h2", { class: "unseen", text: "You" }), bubble, tools);
   }
 
   edit() {
+    if (this.area) return this.area.focus();
     const area = el("textarea", { "aria-label": "Edit your message", rows: "1", dir: "auto" });
     area.value = this.prompt;
     const cancel = () => {
       this.show();
       this.node.querySelector(".tools button:last-child").focus();
+      this.acts.closed();
     };
-    const send = () => area.value.trim() && this.resend(area.value);
+    const send = () => area.value.trim() && this.acts.resend(area.value);
     area.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      if (composing(event)) return;
+      if (event.key === "Enter" && !event.shiftKey) {
         event.preventDefault();
         send();
       } else if (event.key === "Escape") {
@@ -143,10 +152,11 @@ export class AskedView {
     });
     const hint = el("p", { class: "hint", text: "What follows this message is replaced." });
     const ends = el("div", { class: "ends" }, hint, button("cross", "Cancel", cancel), button("send", "Send", send, { kind: "strong" }));
+    this.area = area;
     this.node.classList.add("editing");
     this.node.replaceChildren(el("h2", { class: "unseen", text: "You" }), area, ends);
     area.focus();
     area.setSelectionRange(area.value.length, area.value.length);
-    this.node.scrollIntoView({ block: "nearest" });
+    return this.node.scrollIntoView({ block: "nearest" });
   }
 }

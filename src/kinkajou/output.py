@@ -34,6 +34,11 @@ class Enduring:
         return getattr(self._stream, name)
 
 
+def bare(stream: TextIO) -> TextIO:
+    """The stream itself, for a conversation, which ends where its reader leaves."""
+    return stream._stream if isinstance(stream, Enduring) else stream
+
+
 def endure() -> None:
     if not isinstance(sys.stdout, Enduring):
         sys.stdout = Enduring(sys.stdout)

@@ -14,6 +14,7 @@ from kinkajou.chat.talker import Answer, Talker
 from kinkajou.config import ChatConfig
 from kinkajou.data.records import Message
 from kinkajou.data.tokenizer import train_tokenizer
+from kinkajou.errors import UserError
 from small import Small, write_rows
 from tiny import save_source, tiny_tokenizer
 
@@ -61,6 +62,10 @@ def speaker(small: Small, tmp_path_factory: pytest.TempPathFactory) -> str:
 class Seen(NamedTuple):
     out: str
     err: str
+    code: int
+    """The exit code that the command would have."""
+    last: str
+    """What the command would say last, on standard error."""
 
     @property
     def answers(self) -> list[str]:
@@ -77,8 +82,12 @@ def talk(folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     def hold(*lines: str, cfg: ChatConfig = GREEDY, model: str = folder) -> Seen:
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
         capsys.readouterr()
-        chat.talk(model, cfg)
-        return Seen(*capsys.readouterr())
+        code, last = 0, ""
+        try:
+            chat.talk(model, cfg)
+        except UserError as fault:
+            code, last = fault.exit_code, str(fault).split("\n")[0]
+        return Seen(*capsys.readouterr(), code, last)
 
     return hold
 

@@ -51,6 +51,12 @@ def test_a_message_that_is_none(message: str, folder: str, capsys: pytest.Captur
     assert "the message is empty, or not UTF-8" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("flag", "words"), [("--system", "system message"), ("--stop", "stop text")])
+def test_settings_that_are_no_text(flag: str, words: str, folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", folder, "--message", "w5", flag, "a\udcff"]) == 2
+    assert f"a {words} is not UTF-8" in capsys.readouterr().err
+
+
 def test_a_conversation_remembers(talk: Talk, asked: list[list[str]], folder: str) -> None:
     seen = talk("w5 w8", "  ", "w5 w9")
     assert asked == [["w5 w8"], ["w5 w8", "w6 w7", "w5 w9"]]
@@ -60,6 +66,11 @@ def test_a_conversation_remembers(talk: Talk, asked: list[list[str]], folder: st
 def test_lines_that_go_on(talk: Talk, asked: list[list[str]]) -> None:
     talk("w5\\", "w8", "/new", '"""', " w5", "", 'w9"""', "/new", '"""w5"""', "/new", '""" w5', "w9")
     assert asked == [["w5\nw8"], ["w5\n\nw9"], ["w5"], ["w5\nw9"]]
+
+
+def test_the_end_of_input_ends_a_line_that_goes_on(talk: Talk, asked: list[list[str]]) -> None:
+    talk("w5 w8", "/new", "w5 w9\\")
+    assert asked == [["w5 w8"], ["w5 w9"]]
 
 
 def test_the_same_seed_says_the_same_and_turns_differ(talk: Talk) -> None:
@@ -106,6 +117,21 @@ def test_a_question_longer_than_the_context_is_not_kept(talk: Talk, asked: list[
     assert "positions for 64" in seen.err
     assert len(seen.answers) == 2
     assert asked[2] == ["w5 w8", "w6 w7", "w5 w9"]
+
+
+@pytest.mark.parametrize(
+    ("system", "message", "words"),
+    [
+        (70, 3, "the system message is longer than the model's context"),
+        (3, 80, "the message is longer than the model's context"),
+        (40, 40, "the system message and the message are together longer than the model's context"),
+    ],
+)
+def test_what_is_too_long_is_named(system: int, message: int, words: str, talk: Talk) -> None:
+    cfg = ChatConfig(temperature=0.0, max_new_tokens=6, system=" ".join(["w20"] * system))
+    seen = talk(" ".join(["w5"] * message), cfg=cfg)
+    assert f"error: {words}\n" in seen.err
+    assert ("/system" in seen.err) is (system > 3)
 
 
 def test_an_answer_ends_where_the_context_does(talk: Talk) -> None:

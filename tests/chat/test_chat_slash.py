@@ -1,16 +1,22 @@
 """Commands that begin with a slash: what each shows, changes and refuses."""
 
 import json
+import re
 import stat
 from pathlib import Path
 
 import pytest
 from chatting import GREEDY, Talk, template_tokens
 
-from kinkajou.chat.slash import COMMANDS, SETTINGS
+from kinkajou.chat.conversation import Conversation, Turn
+from kinkajou.chat.dialogue import Dialogue
+from kinkajou.chat.screen import Screen
+from kinkajou.chat.slash import COMMANDS, SETTINGS, obey
+from kinkajou.chat.talker import Talker
 from kinkajou.config import ChatConfig
 from kinkajou.data.records import Message
 from kinkajou.data.sources import read_chats
+from kinkajou.errors import UserError
 from small import Small, write_rows
 
 SAID = {
@@ -135,6 +141,34 @@ def test_edit_sends_something_else_instead(talk: Talk, asked: list[list[str]]) -
     assert len(asked[3]) == 5  # what could not be edited is still there
 
 
+def test_an_edit_replaces_the_question_and_nothing_else(talk: Talk, asked: list[list[str]], tmp_path: Path) -> None:
+    said = [("user", "w5 w8"), ("system", "w20"), ("assistant", "w6")]
+    file = write_rows(
+        tmp_path / "kept.jsonl", [{"messages": [{"role": role, "content": content} for role, content in said]}]
+    )
+    seen = talk(f"/load {file}", "/edit w5 w9", "/undo")
+    assert asked == [["w5 w9", "w20"]]
+    assert "last asked: w5 w8\n" in seen.err
+    assert "taken back: w5 w9\n" in seen.err
+
+
+@pytest.mark.parametrize("hidden", ["\x9b31m", "\u202e", "\u2028", "\x1b]0;T\x07"])
+def test_nothing_hidden_is_put_on_the_line(hidden: str, folder: str) -> None:
+    dialogue = Dialogue([Talker(folder, GREEDY)], GREEDY, Screen())
+    dialogue.interactive = True
+    turn = Turn(1, (Message("user", f"w5{hidden}w8\n\tw9"),), Message("assistant", "w6"))
+    dialogue.renew([Conversation("", [turn])])
+    with pytest.raises(UserError, match="characters that would move or mislead the terminal"):
+        obey(dialogue, "/edit")
+    assert dialogue.last() == turn
+    two = Turn(1, (Message("user", "w5"), Message("system", "w20")), Message("assistant", "w6"))
+    dialogue.renew([Conversation("", [two])])
+    with pytest.raises(UserError, match="the last question is 2 messages"):
+        obey(dialogue, "/edit")
+    dialogue.renew([Conversation("", [Turn(1, (Message("user", "w5 👩\u200d🚀"),), Message("assistant", "w6"))])])
+    assert obey(dialogue, "/edit").edit == "w5 👩\u200d🚀"
+
+
 def test_new_forgets_all_but_the_system_message(talk: Talk, asked: list[list[str]]) -> None:
     cfg = ChatConfig(temperature=0.0, max_new_tokens=6, system="w20")
     talk("w5 w8", "/new", "w5 w9", "/system w21", "/new", "w5 w9", '/system ""', "/new", "w5 w9", "/quit", cfg=cfg)
@@ -156,6 +190,14 @@ def test_tokens_counts_what_the_template_makes_of_it(talk: Talk, folder: str) ->
     turns = ["w5 w8", seen.answers[0], "w5 w9", seen.answers[1]]
     count = template_tokens(folder, *turns)
     assert f"{count} tokens in 4 messages, {count / 64:.0%} of the context of 64" in seen.err
+
+
+def test_tokens_of_a_system_message_alone(talk: Talk) -> None:
+    one, two = (
+        int(re.search(r"(\d+) tokens in 1 message, \d+% of", talk(f"/system {text}", "/tokens").err)[1])  # type: ignore[index]
+        for text in ("w20", "w20 w20")
+    )
+    assert two > one > 0
 
 
 def test_a_saved_conversation_is_a_record_and_comes_back(talk: Talk, asked: list[list[str]], tmp_path: Path) -> None:
@@ -207,7 +249,7 @@ def test_empty_answers_are_left_out_of_a_file_and_that_is_said(talk: Talk, tmp_p
     cfg = ChatConfig(temperature=0.0, max_new_tokens=6, stop=("w6",))
     seen = talk("w5 w8", f"/save {file}", "/stop w7", "w5 w9", f"/save {file}", cfg=cfg)
     assert "nothing has been answered yet" in seen.err
-    assert "; 1 empty answer left out" in seen.err
+    assert f"saved in {file}; left out: 1 empty answer\n" in seen.err
     assert [message.role for message in read_chats(str(file)).rows[0].messages] == ["user", "assistant"]
 
 

@@ -107,6 +107,21 @@ def test_nothing_that_a_model_says_is_obeyed(speaker: str) -> None:
     assert "\x1b[2m" in terminal.seen.decode()  # notes are dim, so the pattern above has something to forget
 
 
+def test_a_question_of_a_file_moves_nothing(folder: str, tmp_path: Path) -> None:
+    """Neither told nor put on the line to be changed."""
+    file = tmp_path / "theirs.jsonl"
+    said = [{"role": "user", "content": "q \x9b31m\u202eX \u2028z"}, {"role": "assistant", "content": "b"}]
+    file.write_text(json.dumps({"messages": said}))
+    with teletype(["chat", folder, *GREEDY]) as terminal:
+        terminal.expect(PROMPT)
+        assert "loaded 1 turn" in say(terminal, f"/load {file}")
+        assert "would move or mislead the terminal" in say(terminal, "/edit")
+        assert "taken back: q" in say(terminal, "/undo")
+        terminal.type("\x04")
+        assert terminal.code() == 0  # a person has seen the fault
+    assert not set("\x9b\u202e\u2028") & set(terminal.seen.decode())
+
+
 def test_bytes_that_are_no_text(folder: str) -> None:
     with teletype(["chat", folder, *GREEDY]) as terminal:
         terminal.expect(PROMPT)

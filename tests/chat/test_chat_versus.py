@@ -1,13 +1,16 @@
 """Two models side by side: each with its own tokenizer, template and history, until somebody picks."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from chatting import GREEDY, Talk, by_transformers
 
+from kinkajou.chat.conversation import aligned, load
 from kinkajou.cli import main
 from kinkajou.config import ChatConfig
+from small import write_rows
 
 
 @pytest.fixture
@@ -82,3 +85,62 @@ def test_one_that_has_no_room_does_not_silence_the_other(
     assert seen.answers[3] == by_transformers(rival, question)
     assert asked[2] == ["w5 w8"]
     assert asked[3] == [question, seen.answers[3], "w5 w8"]
+
+
+def records(file: Path, *chats: tuple[str, str]) -> str:
+    """A record for each system message and the questions to it, a letter each."""
+    rows = []
+    for system, questions in chats:
+        said = [[{"role": "user", "content": q}, {"role": "assistant", "content": "w6"}] for q in questions]
+        opening = [{"role": "system", "content": system}] if system else []
+        rows.append({"messages": [*opening, *(message for turn in said for message in turn)]})
+    return write_rows(file, rows)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "numbers"),
+    [
+        ("abc", "ac", ([1, 2, 3], [1, 3])),
+        ("ac", "abc", ([1, 3], [1, 2, 3])),
+        ("ab", "ab", ([1, 2], [1, 2])),
+        ("ab", "cd", ([1, 2], [3, 4])),
+        ("abx", "aby", ([1, 2, 3], [1, 2, 4])),
+        ("aab", "ab", ([1, 2, 3], [2, 3])),
+    ],
+)
+def test_turns_of_two_are_numbered_by_their_questions(
+    one: str, two: str, numbers: tuple[list[int], list[int]], tmp_path: Path
+) -> None:
+    found = aligned(*load(records(tmp_path / "two.jsonl", ("", one), ("", two))))
+    assert tuple([turn.number for turn in x.turns] for x in found) == numbers
+    assert ["".join(turn.asked[0].content for turn in x.turns) for x in found] == [one, two]
+
+
+def test_two_that_drifted_apart_take_the_same_question_back(
+    talk: Talk, asked: list[list[str]], both: ChatConfig, tmp_path: Path
+) -> None:
+    file = records(tmp_path / "two.jsonl", ("", "abc"), ("", "ac"))
+    seen = talk(f"/load {file}", "/undo", "/undo", "w5", cfg=both)
+    assert "taken back: c\ntaken back: b\n" in seen.err
+    assert "loaded 3 turns for 1, 2 turns for 2\n" in seen.err
+    assert asked == [["a", "w6", "w5"]] * 2
+
+
+def test_each_keeps_its_own_system_message(
+    talk: Talk, asked: list[list[str]], both: ChatConfig, tmp_path: Path
+) -> None:
+    """Until one is set for both."""
+    file = records(tmp_path / "two.jsonl", ("w20", "a"), ("w21", "a"))
+    lines = [f"/load {file}", "/temperature 0", "/system", "/settings", "w5", "/new", "w5", "/system w22", "/new", "w5"]
+    seen = talk(*lines, cfg=both)
+    assert "; system message of 1: w20; of 2: w21\n" in seen.err
+    assert "\nsystem message of 1: w20; of 2: w21\n" in seen.err
+    assert re.search(r"\nsystem +1: w20; 2: w21\n", seen.err)
+    assert "\nsystem message: w22\n" in seen.err
+    assert [messages[0] for messages in asked] == ["w20", "w21"] * 2 + ["w22"] * 2
+
+
+def test_help_and_a_note_tell_that_two_are_taken(talk: Talk, both: ChatConfig, tmp_path: Path) -> None:
+    file = records(tmp_path / "two.jsonl", ("", "a"), ("", "ab"))
+    assert "with --versus both of two" in talk("/help", cfg=both).err
+    assert "loaded 2 turns, number 2 of 2\n" in talk(f"/load {file}", cfg=GREEDY).err

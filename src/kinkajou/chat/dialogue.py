@@ -4,7 +4,6 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -105,7 +104,7 @@ class Dialogue:
         """Questions so far; the number of the last one."""
         self.answered = False
         """Whether the last question got an answer that is kept."""
-        self.saved: set[Path] = set()
+        self.saved: set[str] = set()
         """Files that this session has written."""
         self.interactive = False
         """Whether ctrl-C stops an answer and not the program."""
@@ -119,9 +118,13 @@ class Dialogue:
             for talker in self.talkers:
                 talker.turns = 0
         self.cfg = cfg
-        for talker, conversation in zip(self.talkers, self.conversations, strict=True):
+        for talker in self.talkers:
             talker.cfg = cfg
-            conversation.system = cfg.system
+
+    def systems(self) -> list[str]:
+        """The system message, or each model's where a file gave them two."""
+        found = [conversation.system for conversation in self.conversations]
+        return found if len(set(found)) > 1 else found[:1]
 
     def renew(self, conversations: Sequence[Conversation]) -> None:
         """Goes on from these, one for each model."""

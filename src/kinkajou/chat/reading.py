@@ -77,7 +77,10 @@ class Reader:
         else:
             while parts[-1].endswith("\\"):
                 parts[-1] = parts[-1][:-1]
-                parts.append(self._line("...  "))
+                try:
+                    parts.append(self._line("...  "))
+                except EOFError:  # the end of a file ends the message too
+                    break
         text = "\n".join(parts).strip()
         try:
             text.encode()

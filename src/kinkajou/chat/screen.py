@@ -4,25 +4,39 @@ import io
 import os
 import sys
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TextIO
 
 from rich.cells import cell_len
+
+from kinkajou.errors import UserError
+from kinkajou.output import bare
 
 FRAME = 0.05
 """Seconds between two drawings of the columns."""
 WIDE = 80
 """Columns of a terminal on which two answers stand side by side."""
 GAP = " │ "
+JOINER = "\N{ZERO WIDTH JOINER}"
+UNSEEN = (
+    *(0xAD, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFEFF, 0xFFA0),
+    *(*range(0x2060, 0x2070), *range(0xFFF0, 0xFFFC), *range(0x1BCA0, 0x1BCA4), *range(0x1D173, 0x1D17B)),
+    *range(0xE0000, 0xE1000),
+)
+"""Drawn as nothing (Default_Ignorable_Code_Point, Unicode 16), so that text could hide in them.
+
+Not those that a language or an emoji is written with today: zero-width space (Khmer, Thai), joiner and non-joiner,
+grapheme joiner, variation selectors 1 to 16, Mongolian's own.
+"""
 
 
 def stand_ins() -> dict[int, str]:
     """Characters that would move the cursor, colour, ring, copy, reorder or hide text, as something to be seen."""
     shown = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
     shown[0x7F] = "\N{SYMBOL FOR DELETE}"
-    other = [*range(0x80, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
-    other += [*range(0xD800, 0xE000), *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080)]
-    for code in other:
+    moving = (*range(0x80, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0xD800, 0xE000))
+    for code in (*moving, *UNSEEN):
         shown[code] = f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
     return shown
 
@@ -35,11 +49,28 @@ def safe(text: str) -> str:
     return text.translate(STAND_INS)
 
 
+class Unheard(Exception):
+    """What is said arrives nowhere: the reader has left, or the disk is full; the cause says which."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        super().__init__()
+
+    def leave(self) -> None:
+        """Without a word to nobody; UserError where somebody still wants what cannot be written."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # what the stream still holds goes there at the end
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+        if not isinstance(self.__cause__, BrokenPipeError):
+            which = "error" if self.stream is sys.stderr else "output"
+            raise UserError(f"standard {which} cannot be written", evidence=str(self.__cause__), exit_code=4)
+
+
 class Screen:
     """Standard output and error as they are when the conversation begins."""
 
     def __init__(self) -> None:
-        self.out, self.err = sys.stdout, sys.stderr
+        self.out, self.err = bare(sys.stdout), sys.stderr
         for stream in (self.out, self.err):
             if isinstance(stream, io.TextIOWrapper):  # a terminal without Unicode shows \u2028 and goes on
                 stream.reconfigure(errors="backslashreplace")
@@ -51,39 +82,39 @@ class Screen:
     def piece(self, text: str) -> None:
         """The next part of an answer."""
         if text:
-            self._write(self.out, safe(text))
+            write(self.out, safe(text))
             self._open = not text.endswith("\n")
 
     def end_line(self) -> None:
         if self._open:
-            self._write(self.out, "\n")
+            write(self.out, "\n")
         self._open = False
 
     def line(self, text: str) -> None:
         """A line of standard output."""
         self.end_line()
-        self._write(self.out, safe(text) + "\n")
+        write(self.out, safe(text) + "\n")
 
     def heading(self, text: str) -> None:
         self.end_line()
-        self._write(self.out, styled(self.out, "1", f"── {safe(text)} ──") + "\n")
+        write(self.out, styled(self.out, "1", f"── {safe(text)} ──") + "\n")
 
     def note(self, text: str) -> None:
         """What is said about answers and settings: dim, on standard error."""
         self.end_line()
         self.passing("")
-        self._write(self.err, "".join(styled(self.err, "2", line) + "\n" for line in safe(text).split("\n")))
+        write(self.err, "".join(styled(self.err, "2", line) + "\n" for line in safe(text).split("\n")))
 
     def passing(self, text: str) -> None:
         """A line on a terminal that the next one replaces; "" takes it away."""
         if self.err.isatty() and os.environ.get("TERM") != "dumb" and (text or self._passing):
             width = os.get_terminal_size(self.err.fileno()).columns - 1
-            self._write(self.err, "\r\x1b[K" + styled(self.err, "2", safe(text)[:width]))
+            write(self.err, "\r\x1b[K" + styled(self.err, "2", safe(text)[:width]))
             self._passing = bool(text)
 
     def fault(self, text: object) -> None:
         self.end_line()
-        self._write(self.err, styled(self.err, "31", safe(str(text))) + "\n")
+        write(self.err, styled(self.err, "31", safe(str(text))) + "\n")
 
     @property
     def size(self) -> os.terminal_size | None:
@@ -92,9 +123,13 @@ class Screen:
             return None
         return os.get_terminal_size(self.out.fileno())
 
-    def _write(self, stream: TextIO, text: str) -> None:
+
+def write(stream: TextIO, text: str) -> None:
+    try:
         stream.write(text)
         stream.flush()
+    except OSError as fault:
+        raise Unheard(stream) from fault
 
 
 def styled(stream: TextIO, code: str, text: str) -> str:
@@ -130,13 +165,18 @@ class Column:
 
     def _cut(self, line: str) -> int:
         """Where a row that is too long ends: at its last blank, else where the cells do."""
-        cells = last = 0
-        for at, letter in enumerate(line[: 8 * self.width]):
-            last = at if letter == " " else last
-            cells += cell_len(letter)
-            if cells > self.width:
-                return last or max(1, at)
-        return 8 * self.width
+        # Beginnings are measured, not letters: a mark may make the letter before it wider.
+        full = range(1, 8 * self.width + 1)
+        most = bisect_right(full, self.width, key=lambda length: cell_len(line[:length]))
+        if most == len(full):
+            return most
+        blank = line.rfind(" ", 1, most + 1)
+        if blank > 0:
+            return blank
+        at = most
+        while at > 0 and (line[at - 1] == JOINER or cell_len(line[at]) == 0):  # marks stay with their letter
+            at -= 1
+        return at or max(1, most)
 
     def row(self, number: int) -> str:
         """A row filled up to the width."""
@@ -162,8 +202,7 @@ class Columns:
             column.add(heading)
             column.finish()
         for number in range(max(len(column.rows) for column in top)):
-            self.out.write(GAP.join(styled(self.out, "1", column.row(number)) for column in top) + "\n")
-        self.out.flush()
+            write(self.out, GAP.join(styled(self.out, "1", column.row(number)) for column in top) + "\n")
 
     def add(self, index: int, text: str) -> None:
         self.columns[index].add(text)
@@ -182,7 +221,6 @@ class Columns:
         text = f"\x1b[{self.drawn}F\x1b[J" if self.drawn else ""
         for number in range(self.printed, shown):
             text += GAP.join(column.row(number) for column in self.columns).rstrip() + "\n"
-        self.out.write(text)
-        self.out.flush()
+        write(self.out, text)
         self.printed = max(settled, self.printed)
         self.drawn = shown - self.printed

@@ -1,13 +1,15 @@
 """What begins with a slash: settings, the conversation's past and future, help.  Each returns what happens next."""
 
+import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from kinkajou.chat.conversation import Conversation, load, save
+from kinkajou.chat.conversation import Conversation, aligned, load, save
 from kinkajou.chat.dialogue import Dialogue
+from kinkajou.chat.screen import safe
 from kinkajou.config import ChatConfig
 from kinkajou.data.records import Message
 from kinkajou.errors import UserError, did_you_mean
@@ -56,7 +58,10 @@ def obey(dialogue: Dialogue, line: str) -> Next:
     command = COMMANDS[name]
     if argument and " " not in command.form:
         raise UserError(f"/{name} takes nothing after it", evidence=line)
-    return command.run(dialogue, argument)
+    try:
+        return command.run(dialogue, argument)
+    except OSError as fault:  # whatever the system refuses: the conversation is worth more
+        raise UserError(f"/{name} could not be done", evidence=str(fault)) from None
 
 
 def setting(dialogue: Dialogue, argument: str) -> Next:
@@ -100,18 +105,31 @@ def shown(value: object) -> str:
 def settings(dialogue: Dialogue, argument: str) -> Next:
     width = max(map(len, SETTINGS))
     lines = [f"{name:<{width}}  {shown(getattr(dialogue.cfg, name))}" for name in SETTINGS]
-    lines.append(f"{'system':<{width}}  {dialogue.cfg.system or '(none)'}")
+    lines.append(f"{'system':<{width}}  {each(dialogue.systems())}")
     return Next("\n".join([*lines, *(talker.describe() for talker in dialogue.talkers)]))
 
 
 def system(dialogue: Dialogue, argument: str) -> Next:
     if argument:
-        dialogue.set(replace(dialogue.cfg, system="" if argument in ('""', "''") else argument))
-    return Next(f"system message: {dialogue.cfg.system}" if dialogue.cfg.system else "no system message")
+        for conversation in dialogue.conversations:
+            conversation.system = "" if argument in ('""', "''") else argument
+    return Next(told(dialogue.systems()))
+
+
+def told(systems: Sequence[str]) -> str:
+    if len(systems) > 1:
+        return f"system message of {each(systems, '; of ')}"
+    return f"system message: {systems[0]}" if systems[0] else "no system message"
+
+
+def each(systems: Sequence[str], between: str = "; ") -> str:
+    if len(systems) > 1:
+        return between.join(f"{number}: {system or '(none)'}" for number, system in enumerate(systems, start=1))
+    return systems[0] or "(none)"
 
 
 def new(dialogue: Dialogue, argument: str) -> Next:
-    dialogue.renew([Conversation(dialogue.cfg.system) for _ in dialogue.talkers])
+    dialogue.renew([Conversation(conversation.system) for conversation in dialogue.conversations])
     return Next("a new conversation")
 
 
@@ -136,10 +154,23 @@ def edit(dialogue: Dialogue, argument: str) -> Next:
         raise UserError("nothing has been said yet")
     if not argument and not dialogue.interactive:
         raise UserError("without a terminal /edit needs the new text", fix="/edit TEXT")
+    old = question(turn.asked)
+    if not argument and len(turn.asked) > 1:  # what is typed is one message: the others would be lost
+        raise UserError(f"the last question is {len(turn.asked)} messages", fix="/edit TEXT changes the user's alone")
+    if not argument and safe(old) != old:  # readline would send them to the terminal as they are
+        raise UserError(
+            "the last message has characters that would move or mislead the terminal",
+            evidence=brief(old),
+            fix="/edit TEXT",
+        )
     dialogue.take_back()
-    if argument:
-        return Next(ask=(*turn.asked[:-1], Message("user", argument)))
-    return Next(edit=question(turn.asked))
+    return Next(ask=edited(turn.asked, argument)) if argument else Next(edit=old)
+
+
+def edited(asked: Sequence[Message], text: str) -> tuple[Message, ...]:
+    """With another question; what else was said before the answer stays where it was."""
+    at = max((i for i, message in enumerate(asked) if message.role == "user"), default=len(asked))
+    return (*asked[:at], Message("user", text), *asked[at + 1 :])
 
 
 def pick(dialogue: Dialogue, argument: str) -> Next:
@@ -155,35 +186,48 @@ def pick(dialogue: Dialogue, argument: str) -> Next:
 def keep(dialogue: Dialogue, argument: str) -> Next:
     if not argument:
         raise UserError("say where to", fix="/save FILE.jsonl")
-    path = Path(argument).expanduser()
+    path = path_of(argument)
     pairs = [(x.name, y) for x, y in zip(dialogue.talkers, dialogue.conversations, strict=True)]
-    empty = save(path, pairs, replace=path.resolve() in dialogue.saved)
-    dialogue.saved.add(path.resolve())
-    left = f"; {empty} empty answer{'s' * (empty > 1)} left out" if empty else ""
-    return Next(f"saved in {path}{left}")
+    left = save(path, pairs, replace=os.path.realpath(path) in dialogue.saved)
+    dialogue.saved.add(os.path.realpath(path))
+    return Next(f"saved in {path}{f'; left out: {left}' * bool(left)}")
+
+
+def path_of(argument: str) -> Path:
+    """What was typed; UserError where it can be no file's path."""
+    if "\0" in argument:
+        raise UserError("no file has a NUL character in its name", evidence=brief(argument))
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError:
+        raise UserError(f"{argument}: there is no such home") from None
 
 
 def fetch(dialogue: Dialogue, argument: str) -> Next:
     path, _, number = argument.rpartition(" ") if argument.rpartition(" ")[2].isdecimal() else (argument, "", "")
     if not path:
         raise UserError("say which file", fix="/load FILE.jsonl")
-    found = load(str(Path(path).expanduser()))
+    found = load(str(path_of(path)))
     each = len(dialogue.talkers)
-    if not number and len(found) == each > 1:
-        chosen = found
+    both = not number and len(found) == each > 1
+    if both:
+        chosen = aligned(*found)
     else:
-        index = int(number) if number else len(found)
+        index = int(number.lstrip("0")[:10] or 0) if number else len(found)  # Python reads no number of 5,000 digits
         if not 1 <= index <= len(found):
-            raise UserError(f"{path} holds {len(found)} conversations", evidence=f"/load {argument}")
+            holds = f"{path} holds {len(found)} conversation{'s' * (len(found) > 1)}"
+            raise UserError(holds, evidence=brief(f"/load {argument}"))
         chosen = [Conversation(found[index - 1].system, list(found[index - 1].turns)) for _ in range(each)]
         number = f", number {index} of {len(found)}" if len(found) > 1 else ""
-    before = dialogue.cfg.system
-    dialogue.set(replace(dialogue.cfg, system=chosen[0].system))
+    before = dialogue.systems()
     dialogue.renew(chosen)
-    changed = f"; system message: {chosen[0].system or '(none)'}" if chosen[0].system != before else ""
-    turn = chosen[0].turns[-1]
+    turn = dialogue.last()
+    assert turn is not None  # a chat ends with an answer
+    turns = [f"{len(x.turns)} turn{'s' * (len(x.turns) > 1)}" for x in chosen]
+    loaded = turns[0] if not both else ", ".join(f"{x} for {i}" for i, x in enumerate(turns, start=1))
+    changed = f"; {told(dialogue.systems())}" if dialogue.systems() != before else ""
     return Next(
-        f"loaded {len(chosen[0].turns)} turn{'s' * (len(chosen[0].turns) > 1)}{number}{changed}\n"
+        f"loaded {loaded}{number}{changed}\n"
         f"last asked: {brief(question(turn.asked))}\nlast answer: {brief(turn.answer.content)}"
     )
 
@@ -192,12 +236,15 @@ def tokens(dialogue: Dialogue, argument: str) -> Next:
     lines = []
     for talker, conversation in zip(dialogue.talkers, dialogue.conversations, strict=True):
         messages = conversation.messages()
-        count = len(talker.form.conversation(messages).tokens) if conversation.turns else 0
+        if conversation.turns:
+            count = len(talker.form.conversation(messages).tokens)
+        else:  # what a system message adds to a question
+            probe = Message("user", "?")
+            count = max(0, len(talker.form.prompt([*messages, probe])) - len(talker.form.prompt([probe])))
         share = f"{count / talker.context:.0%}"
         name = f"{talker.name}: " if dialogue.versus else ""
-        lines.append(
-            f"{name}{count:,} tokens in {len(messages)} messages, {share} of the context of {talker.context:,}"
-        )
+        said = f"{len(messages)} message{'s' * (len(messages) != 1)}"
+        lines.append(f"{name}{count:,} tokens in {said}, {share} of the context of {talker.context:,}")
     return Next("\n".join(lines))
 
 
@@ -215,7 +262,8 @@ def help_(dialogue: Dialogue, argument: str) -> Next:
 
 
 def question(asked: tuple[Message, ...]) -> str:
-    return asked[-1].content if asked else ""
+    """The user's last message."""
+    return next((message.content for message in reversed(asked) if message.role == "user"), "")
 
 
 def brief(text: str, limit: int = 200) -> str:
@@ -236,7 +284,11 @@ COMMANDS = {
         Command("undo", "takes the last turn back", undo),
         Command("pick 1|2", "with --versus: that last answer counts for both", pick),
         Command("save FILE", "writes the conversation, as a record for kinkajou sft", keep),
-        Command("load FILE", "goes on from a saved one; of several in a file: /load FILE 2", fetch),
+        Command(
+            "load FILE",
+            "goes on from a saved one: the last, or /load FILE 2; with --versus both of two",
+            fetch,
+        ),
         Command("tokens", "shows how much of the context is used", tokens),
         Command("quit", "leaves; so does ctrl-D", lambda dialogue, argument: Next(leave=True)),
     )

@@ -112,11 +112,7 @@ class Talker:
         prompt, left_out = self.fitting(messages)
         room = min(cfg.max_new_tokens, self.context - len(prompt))
         if room < 1:
-            raise UserError(
-                "the message is longer than the model's context",
-                evidence=f"{len(prompt):,} tokens with the template, the model has positions for {self.context:,}",
-                fix="say it in fewer words",
-            )
+            raise self._too_long(messages, len(prompt))
         self.turns += 1
         sampling = Sampling(cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p, cfg.repetition_penalty)
         seed = derive_seed(cfg.seed, "chat", self.turns)
@@ -128,6 +124,21 @@ class Talker:
     def fitting(self, messages: Sequence[Message]) -> tuple[list[int], int]:
         """The prompt, and how many of the oldest messages it lacks because they have no room."""
         return fitting(self.form, messages, context=self.context, answer=self.cfg.max_new_tokens)
+
+    def _too_long(self, messages: Sequence[Message], count: int) -> UserError:
+        """Of a prompt of so many tokens, which has no room although nothing old is in it any more."""
+        bare, _ = self.fitting([message for message in messages if message.role != "system"])
+        system = count - len(bare)
+        evidence = f"{count:,} tokens with the template, the model has positions for {self.context:,}"
+        if len(bare) >= self.context or system <= 0:
+            what, fix = "the message is", "say it in fewer words"
+        elif system >= self.context:
+            what, fix = "the system message is", "/system TEXT with fewer words"
+        else:
+            what = "the system message and the message are together"
+            fix = "say it in fewer words, or /system TEXT with fewer"
+            evidence += f"; {system:,} are the system message's"
+        return UserError(f"{what} longer than the model's context", evidence=evidence, fix=fix)
 
     def discard(self) -> None:
         """Begins the next answer with a new session."""

@@ -1,8 +1,5 @@
 """Loads the models, then reads, answers and obeys until somebody leaves."""
 
-import os
-import sys
-
 from kinkajou.chat.dialogue import Dialogue
 from kinkajou.chat.reading import Reader
 from kinkajou.chat.screen import Screen
@@ -19,16 +16,14 @@ def begin(folder: str, cfg: ChatConfig, screen: Screen) -> None:
     """Answers what comes on standard input; with `cfg.message` that one message, and leaves."""
     if cfg.message is not None and not sound(cfg.message):
         raise UserError("the message is empty, or not UTF-8", evidence=f"--message {cfg.message!r}")
-    try:
-        dialogue = Dialogue([load(name, cfg, screen) for name in (folder, cfg.versus) if name], cfg, screen)
-        if cfg.message is not None:
-            dialogue.ask([Message("user", cfg.message)])
-        else:
-            converse(dialogue, Reader([f"/{word}" for word in (*COMMANDS, *SETTINGS)]))
-    except BrokenPipeError:  # whoever read the answers has left: so do we, without a word to nobody
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    for name, text in (("system message", cfg.system), *(("stop text", stop) for stop in cfg.stop)):
+        if text and not utf8(text):
+            raise UserError(f"a {name} is not UTF-8", evidence=repr(text))
+    dialogue = Dialogue([load(name, cfg, screen) for name in (folder, cfg.versus) if name], cfg, screen)
+    if cfg.message is not None:
+        dialogue.ask([Message("user", cfg.message)])
+    else:
+        converse(dialogue, Reader([f"/{word}" for word in (*COMMANDS, *SETTINGS)]))
 
 
 def load(folder: str, cfg: ChatConfig, screen: Screen) -> Talker:
@@ -39,27 +34,42 @@ def load(folder: str, cfg: ChatConfig, screen: Screen) -> Talker:
 
 
 def sound(text: str) -> bool:
-    return bool(text.strip()) and text == text.encode(errors="replace").decode()
+    return bool(text.strip()) and utf8(text)
+
+
+def utf8(text: str) -> bool:
+    """Whether it came as UTF-8: other bytes of a command line are halves of characters."""
+    return text == text.encode(errors="replace").decode()
 
 
 def converse(dialogue: Dialogue, reader: Reader) -> None:
+    """UserError at the end if a line of a pipe came to a fault: a script sees nothing but the exit code."""
+    faults = exchange(dialogue, reader)
+    if faults and not reader.interactive:
+        lines = f"{faults} line{'s' * (faults > 1)} of the input came to a fault"
+        raise UserError(f"{lines}, which is said above")
+
+
+def exchange(dialogue: Dialogue, reader: Reader) -> int:
+    """Reads and answers until somebody leaves; returns how many faults were told."""
     screen = dialogue.screen
     dialogue.interactive = reader.interactive
     if reader.interactive:
         screen.note(HINT + ("; /pick 1 or 2: that answer counts for both" if dialogue.versus else ""))
-    draft = ""
+    draft, faults = "", 0
     while True:
         try:
             text, draft = reader.message(draft), ""
             follows = react(dialogue, text)
             if follows.leave:
-                return
+                return faults
             draft = follows.edit or ""
         except EOFError:
             if reader.interactive and not reader.breaks_line:
                 screen.line("")
-            return
+            return faults
         except UserError as fault:
+            faults += 1
             screen.fault(fault)
         except KeyboardInterrupt:
             if not reader.interactive:

@@ -38,6 +38,8 @@ __all__ = [
 
 R = TypeVar("R", covariant=True)
 OnBadRow: TypeAlias = Literal["error", "skip", "skip_any"]
+OR_SKIP = ", or pass --bad-rows skip"
+"""The second way out of a bad row, for commands that have it."""
 MAX_BAD_SHARE = 0.01
 """Of the rows read; one bad row may be skipped in any file.  Above this, what wrote the file is broken."""
 
@@ -148,7 +150,7 @@ def _exact(place: str, fault: RowFault) -> str:
 
 
 def _row_error(place: str, fault: RowFault) -> UserError:
-    fix = f"{fault.fix or 'mend the row'}, or pass --bad-rows skip"
+    fix = f"{fault.fix or 'mend the row'}{OR_SKIP}"
     return UserError(f"{_exact(place, fault)}: {fault.problem}", evidence=fault.evidence, fix=fix)
 
 

@@ -1,6 +1,6 @@
 """Settings of the commands that use a model: `quantize`, `export`, `serve`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from kinkajou.config.groups import at_least, require, within
@@ -21,7 +21,7 @@ class QuantizeConfig:
     """Text to which the rounding of the weights is fitted (GPTQ), in the same formats; another file than `data`.
     Each weight goes to its nearest level if omitted."""
     gate_tokens: int = 8192
-    """Tokens of it that are read at most."""
+    """Tokens that the gate reads at most."""
     max_kl: float | None = None
     """Nats a token by which the quantised model may differ from the original; beyond it nothing is saved.
     0.01 for 8 bits and 0.1 for 4 if omitted."""
@@ -30,9 +30,9 @@ class QuantizeConfig:
     head: bool = True
     """Quantise the LM head too (where it is not tied to the embeddings)."""
     embeddings: bool = False
-    """Quantise the embeddings too."""
+    """Store what has no quantised form (embeddings, norms, biases, a tied head) as bfloat16."""
     seed: int = 0
-    """Decides the answers that the reward model scores."""
+    """Decides the text that the gate lets the original write where there is no `data`."""
 
     def __post_init__(self) -> None:
         require(self, "output")
@@ -55,6 +55,11 @@ class ExportConfig:
         require(self, "output")
         if self.to == "merged" and self.dtype == "q8_0":
             raise UserError("a plain folder has no q8_0", fix="--to gguf, or `kinkajou quantize` for an int8 folder")
+
+
+OF_A_MODEL = ("bits", "dtype", "slots", "context", "threads", "template")
+"""How a folder is hosted; a reward model beside another server is hosted here all the same."""
+OF_A_REWARD = ("dtype", "threads", "template")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +91,16 @@ class HostingConfig:
         at_least(self, 1, "slots", "threads")
         at_least(self, 0, "queue")
         at_least(self, 8, "context")
+        changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        if "safe_answer" in changed and not self.words:
+            raise UserError("--safe_answer is for a word filter, and there is none", fix="--words FILE")
+        idle = [name for name in OF_A_MODEL if name in changed and not (self.reward and name in OF_A_REWARD)]
+        if self.backend and idle:
+            flags = ", ".join(f"--{name}" for name in idle)
+            raise UserError(
+                f"{flags}: with --backend the other server hosts the model, and decides this itself",
+                fix="leave them out here, and set them there",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +121,9 @@ class DoorConfig:
     """Seconds that open answers are given to end when the server is told to stop."""
     rate: float = 1.0
     """Requests a second that one client may send to /generate and /generate/stream; 0: any number."""
-    max_new_tokens: int = 1024
-    """Longest answer that may be asked for, in tokens."""
+    max_new_tokens: int | None = None
+    """Longest answer that may be asked for, in tokens; 1024 if omitted. With `backend` a request that names no length
+    gets this one, or the other server's own if this is omitted."""
     max_connections: int = 512
     """Connections that are open at once."""
 

@@ -115,6 +115,14 @@ class Broken(Exception):
     """The backend failed at this job: HTTP 503, or an error event in a stream.  The text is safe to be shown."""
 
 
+class Full(Broken):
+    """The backend takes no more now: HTTP 429.  `wait_s`: when to come again, where that is known."""
+
+    def __init__(self, problem: str, *, wait_s: int | None = None) -> None:
+        self.wait_s = wait_s
+        super().__init__(problem)
+
+
 class Backend(Protocol):
     """One model that answers."""
 

@@ -7,7 +7,7 @@ from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from kinkajou.serve.backend import Broken, Refused
+from kinkajou.serve.backend import Broken, Full, Refused
 
 KINDS = {
     400: "invalid_request_error",
@@ -106,6 +106,9 @@ class Unexpected(Problem):
 def problem_of(fault: Problem | Refused | Broken) -> Problem:
     if isinstance(fault, Refused):
         return Problem(400, fault.problem, param=fault.param, code=fault.code)
+    if isinstance(fault, Full):
+        wait = {"retry-after": str(fault.wait_s)} if fault.wait_s is not None else None
+        return Problem(429, str(fault), code="backend_busy", headers=wait)
     if isinstance(fault, Broken):
         return Problem(503, str(fault), code="model_failed", headers={"retry-after": "5"})
     return fault

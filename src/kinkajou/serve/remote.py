@@ -1,26 +1,45 @@
 """A model behind another server that speaks OpenAI's API: vLLM, `transformers serve`, another kinkajou."""
 
+import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from urllib.parse import urlsplit
+from itertools import islice
 
 import httpx
 
+from kinkajou.data.records import listed as escaped
 from kinkajou.data.records import shown
 from kinkajou.data.strict_json import JSONFault
 from kinkajou.errors import UserError
-from kinkajou.exchange import is_loopback
 from kinkajou.serve.backend import Began, Broken, Event, Job, Load, Piece, Refused, State, Turn
+from kinkajou.serve.limits import Limits
 from kinkajou.serve.openai_several import Several
-from kinkajou.serve.remote_wire import MAX_TOLD, Said, body_of, bounded, fault_of, object_of, shorter, too_long
+from kinkajou.serve.remote_address import KEY, SLOTS, client_for, reason_of, root_of
+from kinkajou.serve.remote_wire import (
+    MAX_TOLD,
+    REFUSES_KEY,
+    Denied,
+    Said,
+    Unreachable,
+    body_of,
+    bounded,
+    count,
+    fault_of,
+    object_of,
+    shorter,
+    too_long,
+)
 from kinkajou.serve.sse import BadStream, data_of
 
-TIMES = httpx.Timeout(connect=5.0, read=120.0, write=10.0, pool=5.0)
 MAX_MODELS = 64
-SLOTS = 64
-"""Answers that are asked of it at once: its own queue is behind that."""
+NAME_CHARS = Limits.model_chars
+LIST_S = 30.0
+"""For its list of models, in all."""
+KEY_FIX = f"the environment's {KEY} must hold the other server's key"
+UNREACHABLE = "does it run, and is --backend its address?"
 AWAY_S = 5.0
 """After a connection that failed nobody is sent there for that long; then the next request tries."""
 SHORTENINGS = 10
@@ -30,11 +49,23 @@ SHORTENINGS = 10
 class RemoteBackend:
     """`name` is the model's at the other server.  Each choice is a request of its own, with a seed of its own."""
 
-    def __init__(self, name: str, url: str, key: str = "", *, context: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        key: str = "",
+        *,
+        context: int | None = None,
+        max_tokens: int | None = None,
+        deadline_s: float = Limits.deadline_s,
+    ) -> None:
+        """`max_tokens`: asked for where a request says nothing; None leaves it to the other server."""
         self.name, self.url, self.created, self.context = name, root_of(url), int(time.time()), context
+        self.max_tokens, self.deadline_s = max_tokens, deadline_s
         self.phase: State = "starting"
         self.away_until = 0.0
-        self.client = client_for(self.url, key)
+        # The desk ends what takes too long: nothing shorter may stand before it.
+        self.client = client_for(self.url, key, deadline_s)
         self.open = 0
 
     @property
@@ -47,17 +78,23 @@ class RemoteBackend:
         return Load(running=self.open, slots=SLOTS)
 
     async def start(self) -> None:
-        """UserError (exit code 5) if no token comes."""
+        """UserError (exit code 5) if no token comes within the time that a request has."""
         try:
-            async with self.run(Job(turns=(Turn("user", "1"),), max_tokens=1)) as events:
+            # A stream of comments alone would go on for ever: no single read takes too long.
+            async with (
+                asyncio.timeout(self.deadline_s),
+                self.run(Job(turns=(Turn("user", "1"),), max_tokens=1)) as events,
+            ):
                 async for _ in events:
                     continue
-        except (Refused, Broken) as fault:
+        except (Refused, Broken, TimeoutError) as fault:
             await self.close()
+            late = isinstance(fault, TimeoutError)
+            fixes = {Denied: KEY_FIX, Unreachable: UNREACHABLE, TimeoutError: "a longer --deadline-s"}
             raise UserError(
                 f"the model {self.name} at {self.url} gives no token",
-                evidence=str(fault),
-                fix="is it an OpenAI-compatible server, and is the model's name the one it uses?",
+                evidence=f"none within {self.deadline_s:g} s" if late else str(fault),
+                fix=fixes.get(type(fault), "does it speak OpenAI's API, and does it call the model so?"),
                 exit_code=5,
             ) from None
         self.phase = "ready"
@@ -81,7 +118,10 @@ class RemoteBackend:
         except httpx.HTTPError as fault:
             if isinstance(fault, httpx.ConnectError | httpx.ConnectTimeout):
                 self.away_until = time.monotonic() + AWAY_S
+                raise Unreachable("the model's server cannot be reached") from None
             raise Broken(f"the model's server failed: {type(fault).__name__}") from None
+        except BadStream as fault:
+            raise Broken(f"the model's server failed: {fault}") from None
         finally:
             self.open -= 1
 
@@ -89,14 +129,17 @@ class RemoteBackend:
     async def _asked(self, job: Job) -> AsyncIterator[tuple[httpx.Response, int]]:
         """A reply that has begun well, and the turns that were dropped for it."""
         path = "completions" if job.text is not None else "chat/completions"
-        turns = list(job.turns)
+        turns, max_tokens = list(job.turns), job.max_tokens or self.max_tokens
         for _ in range(SHORTENINGS):
-            body = body_of(replace(job, turns=tuple(turns)), self.name)
+            body = body_of(replace(job, turns=tuple(turns), max_tokens=max_tokens), self.name)
             async with self.client.stream("POST", path, content=body) as reply:
                 if reply.status_code == 200:
                     yield reply, len(job.turns) - len(turns)
                     return
-                fault = fault_of(reply.status_code, await bounded(reply))
+                fault = fault_of(reply.status_code, await bounded(reply), reply.headers.get("retry-after", ""))
+            if too_long(fault) and max_tokens != job.max_tokens:
+                max_tokens = job.max_tokens  # ours does not fit behind the prompt: then its context is the nearer bound
+                continue
             fewer = shorter(turns) if job.drop_oldest and too_long(fault) else turns
             if len(fewer) == len(turns):
                 raise fault
@@ -123,63 +166,71 @@ class RemoteBackend:
         yield Piece(0, "", said.num_tokens, said.finish)
 
 
-def root_of(url: str) -> str:
-    """The address below which the API lies, with /v1 and a slash at its end; UserError for what is none."""
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, a bracket that is not closed
-        sound = False
-    if not sound:
-        raise UserError(f"--backend {shown(url)} is no address", fix="such as http://127.0.0.1:8000/v1")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise UserError("--backend takes an address alone", fix="its key goes into KINKAJOU_BACKEND_KEY")
-    path = parts.path.rstrip("/")
-    return f"{parts.scheme}://{parts.netloc}{path if path.endswith('/v1') else f'{path}/v1'}/"
-
-
-def client_for(root: str, key: str) -> httpx.AsyncClient:
-    """No redirect is followed, no proxy stands between this machine and itself."""
-    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
-    return httpx.AsyncClient(
-        base_url=root,
-        headers=headers,
-        timeout=TIMES,
-        follow_redirects=False,
-        trust_env=not is_loopback(urlsplit(root).hostname or ""),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=SLOTS),
-    )
-
-
-async def remote_backends(url: str, key: str = "", names: Sequence[str] = ()) -> dict[str, RemoteBackend]:
+async def remote_backends(
+    url: str,
+    key: str = "",
+    names: Sequence[str] = (),
+    *,
+    max_tokens: int | None = None,
+    deadline_s: float = Limits.deadline_s,
+) -> dict[str, RemoteBackend]:
     """The named models of another server; those that it lists where none is named.  UserError (exit code 5)."""
     root, lengths = root_of(url), dict[str, int | None]()
-    with suppress(Broken):
-        async with client_for(root, key) as client:
+    for name in names:
+        if not is_name(name):
+            raise UserError(f"{shown(name)} is no name of a model", fix=f"1 to {NAME_CHARS} printable characters")
+    limit_s = min(LIST_S, deadline_s)
+    fault: Broken | None = None
+    try:
+        async with asyncio.timeout(limit_s), client_for(root, key, deadline_s) as client:
             lengths = await listed(client)
+    except TimeoutError:
+        fault = Broken(f"no list within {limit_s:g} s")
+    except Broken as found:
+        fault = found
+    if isinstance(fault, Unreachable):
+        raise UserError(f"{root} cannot be reached", evidence=str(fault), fix=UNREACHABLE, exit_code=5)
     if not names and not lengths:
         raise UserError(
             f"{root} does not list its models",
-            fix="name the one to ask: kinkajou serve NAME --backend URL",
+            evidence=str(fault) if fault else "the list has no name of a model",
+            fix=KEY_FIX if isinstance(fault, Denied) else "name the one to ask: kinkajou serve NAME --backend URL",
             exit_code=5,
         )
-    return {name: RemoteBackend(name, url, key, context=lengths.get(name)) for name in names or lengths}
+    return {
+        name: RemoteBackend(name, url, key, context=lengths.get(name), max_tokens=max_tokens, deadline_s=deadline_s)
+        for name in names or lengths
+    }
+
+
+def is_name(name: str) -> bool:
+    """Whether a terminal, a log and UTF-8 can take it."""
+    return 0 < len(name) <= NAME_CHARS and name.isprintable()
 
 
 async def listed(client: httpx.AsyncClient) -> dict[str, int | None]:
     """Names of models, each with its context if that is told; Broken if there is no such list."""
     try:
         async with client.stream("GET", "models") as reply:
-            content = await bounded(reply)
-            found = object_of(content) if reply.status_code == 200 else {}
+            if reply.status_code in REFUSES_KEY:
+                raise Denied(f"HTTP {reply.status_code}: it refuses the key")
+            if reply.status_code != 200:
+                raise Broken(f"HTTP {reply.status_code}")
+            rows = object_of(await bounded(reply)).get("data")
+    except (httpx.ConnectError, httpx.ConnectTimeout) as fault:
+        raise Unreachable(reason_of(fault)) from None
     except (httpx.HTTPError, JSONFault, UnicodeDecodeError, BadStream) as fault:
-        raise Broken(str(fault)) from None
-    rows = found.get("data")
+        raise Broken(f"{type(fault).__name__}: {shown(str(fault), MAX_TOLD)}") from None
     if not isinstance(rows, list):
-        raise Broken("no list of models")
-    names = dict[str, int | None]()
-    for row in rows[:MAX_MODELS]:
-        if isinstance(row, dict) and isinstance(name := row.get("id"), str) and 0 < len(name) <= 200:
-            length = row.get("max_model_len")
-            names[name] = length if type(length) is int and length > 0 else None
-    return names
+        raise Broken("JSON without `data`, a list of models")
+    found = [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
+    names = {row["id"]: count(row.get("max_model_len")) or None for row in found if is_name(row["id"])}
+    if strange := [row["id"] for row in found if not is_name(row["id"])]:
+        told(f"{len(strange)} models have no printable name and are left out: {escaped(strange)}")
+    if len(names) > MAX_MODELS:
+        told(f"of {len(names)} models that are listed the first {MAX_MODELS} are taken")
+    return dict(islice(names.items(), MAX_MODELS))
+
+
+def told(note: str) -> None:
+    print(f"note: --backend: {note}", file=sys.stderr, flush=True)

@@ -2,20 +2,24 @@
 
 import json
 import math
+import re
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any, cast
 
 import httpx
 
 from kinkajou.data.records import shown
 from kinkajou.data.strict_json import JSONFault, parse
-from kinkajou.serve.backend import Alternative, Broken, Finish, Job, Piece, Refused, Token, Turn
+from kinkajou.serve.backend import Alternative, Broken, Finish, Full, Job, Piece, Refused, Token, Turn
 from kinkajou.serve.sse import BadStream
 
 MAX_REPLY_BYTES, MAX_TOLD = 1_000_000, 300
 FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
+REFUSES_KEY = (401, 403)
 LONG = ("context", "too long", "maximum length", "max_model_len")
 
 
@@ -59,11 +63,23 @@ def object_of(content: bytes) -> dict[str, Any]:
     return value
 
 
-def fault_of(status: int, content: bytes) -> Refused | Broken:
+class Denied(Broken):
+    """It wants another key."""
+
+
+class Unreachable(Broken):
+    """There is no connection."""
+
+
+def fault_of(status: int, content: bytes, retry_after: str = "") -> Refused | Broken:
     """What a reply means that is no success: the request's fault, or the server's."""
+    if status == 429:
+        return Full("the model's server is busy", wait_s=seconds_of(retry_after))
+    if status in REFUSES_KEY:
+        return Denied("the model's server failed: it refuses the key")
     if status not in (400, 413, 422):
-        told = {401: "it refuses the key", 403: "it refuses the key", 404: "it has no such model", 429: "it is busy"}
-        return Broken(f"the model's server failed: {told.get(status, f'HTTP {status}')}")
+        what = "it has no such model" if status == 404 else f"HTTP {status}"
+        return Broken(f"the model's server failed: {what}")
     try:
         found = object_of(content)
     except (BadStream, JSONFault, UnicodeDecodeError):
@@ -72,6 +88,17 @@ def fault_of(status: int, content: bytes) -> Refused | Broken:
     words = next((x for x in (error.get("message"), error.get("detail")) if isinstance(x, str)), f"HTTP {status}")
     names = [x if isinstance(x, str) and x.isprintable() else "" for x in (error.get("param"), error.get("code"))]
     return Refused(f"the model's server: {shown(words, MAX_TOLD)}", param=names[0][:100], code=names[1][:100])
+
+
+def seconds_of(retry_after: str) -> int | None:
+    """Of the header: a number or a date; None for anything else."""
+    if re.fullmatch("[0-9]{1,6}", retry_after):
+        return max(1, int(retry_after))
+    try:
+        wait_s = parsedate_to_datetime(retry_after).timestamp() - time.time()
+    except (ValueError, OverflowError, OSError):
+        return None
+    return max(1, math.ceil(min(wait_s, 999_999)))
 
 
 def too_long(fault: Refused | Broken) -> bool:

@@ -5,9 +5,10 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 from kinkajou.config import DoorConfig, HostingConfig, ServeConfig
 from kinkajou.errors import UserError
@@ -21,7 +22,8 @@ from kinkajou.serve.keys import read_key
 from kinkajou.serve.limits import Limits
 from kinkajou.serve.local import Hosting, LocalBackend
 from kinkajou.serve.metrics import Metrics
-from kinkajou.serve.remote import remote_backends, root_of
+from kinkajou.serve.remote import remote_backends
+from kinkajou.serve.remote_address import backend_key, root_of
 from kinkajou.serve.reward_local import LocalScorer
 from kinkajou.serve.server import make_server
 from kinkajou.serve.words import Words, read_words
@@ -83,7 +85,6 @@ async def hosted(
 
 
 LOCAL = (LocalBackend, LocalScorer)
-BACKEND_KEY = "KINKAJOU_BACKEND_KEY"
 
 
 def named(folders: Sequence[str], hosting: HostingConfig) -> dict[str, str]:
@@ -93,17 +94,34 @@ def named(folders: Sequence[str], hosting: HostingConfig) -> dict[str, str]:
     """
     if hosting.backend:
         root_of(hosting.backend)
+        backend_key()
         return {name: name for name in folders}
     if not folders:
         raise UserError("no model is named", fix="kinkajou serve FOLDER, or --backend URL")
-    paths = [Path(folder).absolute() for folder in folders]
-    names = [path.name for path in paths]
+    names = [short(folder) for folder in folders]
     if len(set(names)) < len(names):
-        names = ["/".join(path.parts[-2:]) for path in paths]
+        names = [long(folder) for folder in folders]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"two models have the name {twice}", fix="name one of their folders otherwise")
     return dict(zip(names, folders, strict=True))
+
+
+def short(folder: str) -> str:
+    return Path(os.path.abspath(folder)).name
+
+
+def long(folder: str) -> str:
+    return "/".join(Path(os.path.abspath(folder)).parts[-2:])
+
+
+def reward_name(folder: str, taken: Collection[str]) -> str:
+    """Another than any model's: of both it is told by name whether they are ready."""
+    if name := next((name for name in (short(folder), long(folder)) if name not in taken), None):
+        return name
+    raise UserError(
+        f"the reward model has the name of a model, {long(folder)}", fix="name one of their folders otherwise"
+    )
 
 
 def threads_left() -> int | None:
@@ -121,29 +139,45 @@ async def parts_of(sources: dict[str, str], cfg: ServeConfig) -> tuple[dict[str,
         dtype=asked.dtype,
         slots=asked.slots,
         context=asked.context,
-        max_tokens=cfg.door.max_new_tokens,
+        max_tokens=limits_of(cfg.door).max_tokens,
         template=asked.template,
         threads=asked.threads or threads_left(),
     )
     backends: dict[str, Backend] = {}
     if asked.backend:
-        backends |= await remote_backends(asked.backend, os.environ.get(BACKEND_KEY, ""), list(sources))
+        backends |= await remote_backends(
+            asked.backend,
+            backend_key(),
+            list(sources),
+            max_tokens=cfg.door.max_new_tokens,
+            deadline_s=cfg.door.deadline_s,
+        )
     else:
         backends |= {name: LocalBackend(name, source, hosting) for name, source in sources.items()}
-    scorer = LocalScorer(Path(asked.reward).absolute().name, asked.reward, hosting) if asked.reward else None
+    scorer = LocalScorer(reward_name(asked.reward, backends), asked.reward, hosting) if asked.reward else None
     return backends, scorer
 
 
 def limits_of(door: DoorConfig) -> Limits:
-    return Limits(max_tokens=door.max_new_tokens, connections=door.max_connections, deadline_s=door.deadline_s)
+    return Limits(
+        max_tokens=door.max_new_tokens or Limits.max_tokens,
+        connections=door.max_connections,
+        deadline_s=door.deadline_s,
+    )
 
 
 class OneLine(logging.Formatter):
-    """Control characters of a message escaped; a traceback follows on lines of its own."""
+    """Control characters of a message escaped; a traceback follows on lines that begin with blanks."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        line = super().formatMessage(record)
-        return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
+        return escaped(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join("    " + escaped(line) for line in super().formatException(ei).split("\n"))
+
+
+def escaped(line: str) -> str:
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
 def start_logs() -> None:

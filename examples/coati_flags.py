@@ -255,12 +255,13 @@ def in_old_words(text: str, flags: Flags, became: Became) -> str:
     """A message with the names of settings replaced by the old flags that they come from."""
 
     def old(found: re.Match[str]) -> str:
-        if found[0] in flags._option_string_actions:
-            return found[0]
-        named = re.match(r"--\w+", became.get(found[1], ""))
+        name = found[1].replace("-", "_")
+        if f"--{name}" in flags._option_string_actions:
+            return f"--{name}"
+        named = re.match(r"--\w+", became.get(name, ""))
         return named[0] if named else found[0]
 
-    return re.sub(r"--(\w+)", old, text)
+    return re.sub(r"--(\w+(?:-\w+)*)", old, text)
 
 
 def parallel_config(flags: Namespace) -> config.ParallelConfig:

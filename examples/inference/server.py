@@ -15,6 +15,9 @@ def flags() -> coati.Flags:
     found = model_flags("server.py", "Serve a model: /generate, /generate/stream, OpenAI's API and a page.")
     found.add_argument("--http_host", default="127.0.0.1", help="was 0.0.0.0: any but this machine's own needs a key")
     found.add_argument("--http_port", type=int, default=7070, help="port to listen at")
+    found.add_argument(
+        "--key_file", default="", help="new: file with the API key; else the environment's KINKAJOU_API_KEY"
+    )
     found.add_argument("--profanity_file", default="", help="words, one a line; answers with one of them are replaced")
     return found
 
@@ -22,7 +25,7 @@ def flags() -> coati.Flags:
 def settings(given: Namespace) -> ServeConfig:
     return ServeConfig(
         hosting=HostingConfig(bits=bits_of(given), words=given.profanity_file),
-        door=DoorConfig(host=given.http_host, port=given.http_port),
+        door=DoorConfig(host=given.http_host, port=given.http_port, key_file=given.key_file),
     )
 
 

@@ -40,7 +40,12 @@ def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
         ("server", "", "--pretrained is missing"),
         ("server", "BASE --quant 3bit", "choose from"),
         ("server", "BASE --http_hots x", "did you mean '--http_host'"),
-        ("server", "BASE --http_host 0.0.0.0", "key"),
+        (
+            "server",
+            "BASE --http_host 0.0.0.0",
+            "--key_file key.txt (or the environment's KINKAJOU_API_KEY); or leave --http_h",
+        ),
+        ("server", "BASE --key_file /no/such/file", "the key file /no/such/file cannot be read"),
         ("server", "BASE --gptq_checkpoint x.pt", "--gptq_checkpoint is for --quant 4bit"),
         ("server", "BASE --profanity_file /no/such/file", "cannot be read"),
         ("server", "BASE --http_port 70000", "--http_port"),

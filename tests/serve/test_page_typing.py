@@ -271,8 +271,14 @@ def test_what_a_new_answer_replaces_can_be_had_back(person: Person) -> None:
     person.asked(["changed"])
     page.get_by_role("button", name="Undo").click()
     person.asked(["first", "second"])
+    expect(page.locator(".chat")).to_have_text("first")
     page.reload()
     assert person.answers() == ["first", "second"]
+
+    page.get_by_role("button", name="Answer again").first.click()
+    person.settled()
+    person.say("third")  # gone on: nothing is taken away from here
+    expect(page.get_by_role("button", name="Undo")).to_have_count(0)
 
 
 def test_a_notice_stays_while_its_button_has_the_focus(person: Person) -> None:

@@ -11,7 +11,7 @@ import { allChats, dropChat, isChatName, newChat, saveChat, titleIn } from "./st
 import { Thread } from "./thread.js";
 
 const SAVE_MS = 2000;
-const STALE = new Set(["lost", "refused"]); // faults after which the server may be gone or have other models
+const STALE = new Set(["lost", "cut", "refused"]); // faults after which the server may be gone or have other models
 const STARTS = ["What is a kinkajou?", "Explain rainbows to a child", "A short poem about the night forest", "Plan a quiet weekend"];
 
 const byId = (id) => document.getElementById(id);
@@ -94,7 +94,7 @@ function rename(id, title) {
 function ask(index, prompt) {
   runs.stop(current);
   takeBackOffer();
-  const before = turnsOf(current);
+  const before = copyOf(current);
   const turn = { prompt, answers: models.asked.map(newAnswer) };
   current.turns.splice(index, Infinity, turn);
   if (!current.named && index === 0) current.title = prompt.trim().replace(/\s+/g, " ").slice(0, 60);
@@ -105,18 +105,18 @@ function ask(index, prompt) {
   turn.answers.forEach((_, column) => begin(index, column));
   thread.cut(index);
   redraw(index);
-  if (before.length > index + 1) offerBack(current.id, before);
+  if (before.turns.length > index + 1) offerBack(current.id, before);
 }
 
-const turnsOf = (chat) => chat.turns.map((turn) => ({ ...turn, answers: [...turn.answers] }));
+const copyOf = ({ title, turns }) => ({ title, turns: turns.map((turn) => ({ ...turn, answers: [...turn.answers] })) });
 
 /** Later turns were replaced by one new answer. */
-function offerBack(id, turns) {
+function offerBack(id, { title, turns }) {
   const back = () => {
     const chat = chats.get(id);
     if (!chat) return;
     runs.stop(chat);
-    Object.assign(chat, { turns, updated: Date.now() });
+    Object.assign(chat, { turns, title: chat.named ? chat.title : title, updated: Date.now() });
     keepOnDisk(chat);
     open(id);
   };
@@ -177,7 +177,7 @@ function resend(index, prompt) {
 function again(index, column) {
   if (hindered() || behind()) return;
   takeBackOffer();
-  const before = turnsOf(current);
+  const before = copyOf(current);
   const { answers } = current.turns[index];
   const { model } = answers[column];
   runs.drop(answers[column]);
@@ -187,7 +187,7 @@ function again(index, column) {
   current.turns.length = index + 1;
   begin(index, column);
   redraw(index);
-  if (before.length > index + 1) offerBack(current.id, before);
+  if (before.turns.length > index + 1) offerBack(current.id, before);
 }
 
 /** Goes on from one of two answers; so it is with the pairs before. */

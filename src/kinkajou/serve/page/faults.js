@@ -15,7 +15,7 @@ const TITLES = {
 
 const ADVICE = {
   key: "Enter the key, then try again.",
-  barred: `Whoever runs it can start it with --allow-origins ${location.origin}; a proxy before it can keep the Host header as it came.`,
+  barred: `Start it with --allow-origins ${location.origin}, or let the proxy before it keep the Host header.`,
   closed: "It is starting or being shut down.",
   long: "Start a new chat, shorten an earlier message, or ask for fewer tokens in the settings.",
   lost: "Is it running? Your message is kept here.",

@@ -6,10 +6,13 @@ import logging
 
 import httpx
 import pytest
-from place import KEY, make_house, told_app
+from benchmarks.serving.stub import Stub
+from place import KEY, make_house, served, told_app
 
+from kinkajou.serve.gate import Visitor, check_host
 from kinkajou.serve.house import House
 from kinkajou.serve.limits import Limits
+from kinkajou.serve.problems import Problem
 
 JSON = {"content-type": "application/json"}
 
@@ -96,7 +99,13 @@ def test_a_preflight_of_an_origin_that_is_allowed_needs_no_key() -> None:
     assert answer.headers["access-control-allow-origin"] == FRIEND
     assert answer.headers["access-control-allow-methods"] == "GET, POST"
     assert "authorization" in answer.headers["access-control-allow-headers"]
+    asks = "authorization, X-Stainless-Lang, x-stainless-retry-count, x-other, x-stainless-\u00e9"
+    wish = wish | {"access-control-request-headers": asks.encode(), "origin": FRIEND}
+    told = asked("OPTIONS", "/echo", house=house, headers=wish)
+    allowed = told.headers["access-control-allow-headers"].split(", ")
+    assert allowed == ["authorization", "content-type", "x-stainless-lang", "x-stainless-retry-count"]
     assert asked("OPTIONS", "/echo", house=house, headers=wish | {"origin": "https://evil.example"}).status_code == 403
+    del wish["origin"]
     assert asked("OPTIONS", "/echo", house=house, headers=wish).status_code == 401
 
 
@@ -213,6 +222,33 @@ def test_paths_that_are_not_there(path: str) -> None:
     status, body = asyncio.run(ask())
     assert status == 404
     assert json.loads(body)["error"]["type"] == "not_found_error"
+
+
+def test_a_slash_in_the_name_of_a_model_may_be_escaped() -> None:
+    house = make_house({"a/step-10": Stub("a/step-10")})
+    for path in ("/v1/models/a/step-10", "/v1/models/a%2Fstep-10"):
+        assert asked("GET", path, house=house).json()["id"] == "a/step-10"
+    assert asked("GET", "/v1/models/a%2F..%2F..%2Fhealth", house=house).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/v1/models", "/metrics", "/"])
+def test_head_is_get_without_the_body(path: str) -> None:
+    async def ask() -> tuple[httpx.Response, httpx.Response]:
+        async with served() as place:
+            return await place.client.head(path), await place.client.get(path)
+
+    head, get = asyncio.run(ask())
+    assert (head.status_code, head.content) == (200, b"")
+    if path != "/metrics":
+        assert head.headers["content-length"] == str(len(get.content))
+
+
+def test_an_address_of_ipv4_at_a_socket_of_ipv6() -> None:
+    scope: dict[str, object] = {"headers": [(b"host", b"192.0.2.2:7070")], "method": "GET"}
+    visitor = Visitor(scope | {"server": ("::ffff:192.0.2.2", 7070)}, make_house())
+    check_host(visitor)
+    with pytest.raises(Problem):
+        check_host(Visitor(scope | {"server": ("::ffff:192.0.2.3", 7070)}, make_house()))
 
 
 def test_methods_that_a_path_does_not_take() -> None:

@@ -147,6 +147,36 @@ def test_a_worker_that_dies_too_often_is_given_up(small: Small, monkeypatch: pyt
     run(work())
 
 
+def test_a_process_that_cannot_be_begun_again_is_given_up(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_module, "PAUSE_S", 0.001)
+
+    async def no_files(*arguments: object, **words: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    async def work() -> None:
+        async with started(small.policy) as backend:
+            assert backend.child.process
+            monkeypatch.setattr(asyncio, "create_subprocess_exec", no_files)
+            os.kill(backend.child.process.pid, signal.SIGKILL)
+            await asyncio.wait_for(backend.lost.wait(), 30)
+            assert backend.state == "broken"
+
+    run(work())
+
+
+def test_a_line_that_is_not_understood_ends_the_waiting(small: Small, caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        async with started(small.policy) as backend:
+            backend.child.take = lambda line: line["nothing"]
+            with pytest.raises(Broken):
+                await answered(backend, LONG)
+            await asyncio.wait_for(backend.lost.wait(), 30)
+            assert backend.state == "broken"
+
+    run(work())
+    assert "not understood" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_load_that_fails_is_the_users_to_mend(tmp_path: Path, small: Small) -> None:
     async def work() -> None:

@@ -122,7 +122,7 @@ def test_a_body_that_is_refused(body: object, field: str) -> None:
 @pytest.mark.parametrize(
     ("scorer", "status"),
     [
-        (Lengths(Refused("too long")), 400),
+        (Lengths(Refused("too long", param="input")), 400),
         (Lengths(Broken("gone")), 503),
         (Lengths(scores=[float("nan")]), 503),
         (Lengths(scores=[]), 503),
@@ -131,6 +131,9 @@ def test_a_body_that_is_refused(body: object, field: str) -> None:
 def test_faults(scorer: Lengths, status: int) -> None:
     house = make_house(scorer=scorer)
     assert ask(house, {"input": [chat("a", "b")]})[0] == status
+    if status == 400:
+        samples = [{"id": 1, "messages": [{"role": "user", "content": "a"}], "response": "b"}]
+        assert ask(make_house(scorer=scorer), {"samples": samples})[1]["error"]["param"] == "samples"
     assert not house.desk.tickets
 
 

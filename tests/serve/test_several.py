@@ -40,6 +40,23 @@ class Talkative:
         yield Piece(0, "", 4 * ROOM + 1, "stop")
 
 
+class Faulty(Talkative):
+    async def events(self) -> AsyncIterator[Event]:
+        yield Began(1)
+        raise ZeroDivisionError("nobody foresaw it")
+
+
+def test_what_nobody_foresaw_is_raised_where_it_is_read() -> None:
+    async def scene() -> None:
+        several = Several(Faulty(), [Job(text="a"), Job(text="b")])
+        async with several.run(several.as_one()) as events:
+            async for _ in events:
+                pass
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(scene())
+
+
 def test_a_reader_that_takes_nothing_can_leave() -> None:
     async def scene() -> int:
         backend = Talkative()

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from benchmarks.serving.stub import Stub, StubScorer
+from place import make_house
 
 from kinkajou.cli import main
 from kinkajou.config import DoorConfig, HostingConfig, ServeConfig
 from kinkajou.errors import UserError
 from kinkajou.serve.bind import host_names, opened, origin_names, taken
-from kinkajou.serve.start import OneLine, named, serve, threads_left
+from kinkajou.serve.start import OneLine, named, reward_name, serve, threads_left
 
 KEY = "a-key-of-sixteen-letters"
 
@@ -104,12 +106,26 @@ def test_names_of_models() -> None:
         named(["x/a/model", "y/a/model"], HostingConfig())
 
 
+def test_the_reward_model_has_a_name_of_its_own() -> None:
+    assert reward_name("judge/final/..", ["final"]) == "judge"
+    assert reward_name("judge/final", ["sft"]) == "final"
+    assert reward_name("judge/final", ["final"]) == "judge/final"
+    with pytest.raises(UserError, match="the reward model has the name of a model"):
+        reward_name("x/a/final", ["final", "a/final"])
+    judge = StubScorer()
+    with pytest.raises(ValueError, match="one name"):
+        make_house({judge.name: Stub(judge.name)}, scorer=judge)
+
+
 def test_names_of_hosts_and_origins() -> None:
     names = host_names("0.0.0.0", ("Chat.Example.org", "b:99"))
     assert {"chat.example.org", "b:99", socket.gethostname().lower()} <= names
     assert "0.0.0.0" not in names
     assert "[fe80::1]" in host_names("fe80::1", ())
+    assert "c.example.org" in host_names("127.0.0.1", ("c.example.org.",))
     assert origin_names(("https://Chat.example.org/",)) == {"https://chat.example.org"}
+    assert origin_names(("https://a.example:443", "http://b.example:80")) == {"https://a.example", "http://b.example"}
+    assert origin_names(("https://a.example:8443",)) == {"https://a.example:8443"}
     for wrong in ("*", "https://", "https://a/b", "ftp://a", "null"):
         with pytest.raises(UserError):
             origin_names((wrong,))
@@ -120,6 +136,13 @@ def test_a_line_of_the_log_is_one_line() -> None:
 
     record = logging.LogRecord("x", logging.INFO, "", 0, "a\n%s", ("\x1b[31m\u202e",), None)
     assert OneLine("%(message)s").format(record) == "a\\n\\x1b[31m\\u202e"
+    try:
+        raise ValueError("no\n2026-01-01T00:00:00 INFO 127.0.0.1 GET /\x1b[2J")
+    except ValueError as fault:
+        record.exc_info = (type(fault), fault, fault.__traceback__)
+    _, *lines = OneLine("%(message)s").format(record).split("\n")
+    assert all(line.startswith("    ") for line in lines)
+    assert lines[-1].endswith("\\x1b[2J")
 
 
 SCRIPT = """

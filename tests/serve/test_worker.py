@@ -11,14 +11,19 @@ import pytest
 import torch
 
 from kinkajou import faults
+from kinkajou.batch import Sampling
+from kinkajou.data import fitting
 from kinkajou.data.chat import ChatFormat
 from kinkajou.data.records import Message
 from kinkajou.data.tokenizer import load_tokenizer, prepare, train_tokenizer
+from kinkajou.engine.scheduler import Sample
+from kinkajou.engine.session import Said
+from kinkajou.engine.text import Answer
 from kinkajou.errors import UserError
 from kinkajou.models.load import load_scalar_model
 from kinkajou.serve.backend import Job, Refused, Turn
 from kinkajou.serve.worker import job_of
-from kinkajou.serve.worker_engine import FAILED, Engine
+from kinkajou.serve.worker_engine import FAILED, Choice, Engine, Open, Report
 from kinkajou.serve.worker_model import load_engine
 from kinkajou.serve.worker_prompts import Pieces, Prompts
 from kinkajou.serve.worker_reward import load_scorer
@@ -97,8 +102,34 @@ def test_a_template_that_refuses_an_order_of_roles_is_the_requests_fault(small: 
         "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
     )
     prompts = Prompts(ChatFormat(tokenizer), context=40, longest=24)
-    with pytest.raises(Refused, match="template"):
+    with pytest.raises(Refused, match=r"template .* roles system, user: no system") as caught:
         prompts.prompt(Job(chat("w3", system="w4")))
+    assert str(small.policy) not in caught.value.problem
+
+
+def test_a_chat_of_many_turns_that_cannot_fit_is_refused_without_the_cost_of_their_square(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = form_of(small)
+    prompts, asked = Prompts(form, context=400, longest=24), list[int]()
+    rendered = form.render
+
+    def render(messages: Any, *, to_answer: bool) -> str:
+        asked.append(len(messages))
+        return rendered(messages, to_answer=to_answer)
+
+    monkeypatch.setattr(form, "render", render)
+    monkeypatch.setattr(fitting, "QUICK", 1000)
+    turns = chat(*("w3 w4 " for _ in range(301)))
+    with pytest.raises(Refused, match="more than 400 tokens") as caught:
+        prompts.prompt(Job(turns))
+    assert caught.value.code == "context_length_exceeded"
+    assert len(asked) == 1
+    asked.clear()
+    found = prompts.prompt(Job(turns, drop_oldest=True))
+    messages = [Message(turn.role, turn.content) for turn in turns]
+    assert list(found.tokens) == form.prompt(messages[found.dropped :])
+    assert len(found.tokens) <= 400 - 24 < len(form.prompt(messages[found.dropped - 2 :]))
 
 
 def test_pieces_are_the_bytes_that_tokens_stand_for() -> None:
@@ -206,6 +237,32 @@ def test_a_stop_text_ends_a_choice_before_it_and_takes_its_tokens_along(served: 
     assert all(likeliest == [] for _, likeliest in tokens)
 
 
+@pytest.mark.parametrize(
+    ("said", "stop", "pieces"),
+    [
+        ("aaab", "aab", [("a", "a"), ("", "")]),
+        ("aaa.", "aab", [("a", "a"), ("aa", "aa")]),
+        ("a  b.", "x", [("a", "a"), ("  b", "  b"), ("", "")]),
+    ],
+)
+def test_tokens_are_told_with_their_text(served: Served, said: str, stop: str, pieces: list[tuple[str, str]]) -> None:
+    """One letter a token, the dot is the end token: what may be a stop text's is held back with its tokens."""
+    engine, _, _ = served
+    letters, end = dict(enumerate("ab x", 40)), next(iter(engine.session.ends))
+    sample = Sample(1, (3,), 0, 20, Sampling())
+    decode = lambda tokens: "".join(letters[token] for token in tokens)  # noqa: E731
+    opened = Open(1, Job(chat("w3"), stops=(stop,), logprobs=0))
+    choice = Choice(opened, 0, Answer(decode, [stop]), sample)
+    opened.choices.append(choice)
+    report, numbers = Report(), {letter: number for number, letter in letters.items()} | {".": end}
+    engine.open[1] = opened
+    engine._token = lambda word: [letters[word.token], []]  # type: ignore[method-assign,assignment]
+    for letter in said:
+        engine._say(choice, Said(sample, numbers[letter], 0.0, ()), report)
+    found = [(row[2], "".join(token[0] for token in row[5]) if len(row) > 5 else "") for row in report.pieces]
+    assert found == pieces
+
+
 def test_a_drop_frees_slots_and_what_waits_goes_on(served: Served) -> None:
     engine, out, _ = served
     for number in range(4):
@@ -287,7 +344,10 @@ def test_scores_are_the_reward_models_at_the_last_token(small: Small) -> None:
         expected.append(float(score))
     done: Future[list[list[int]]] = Future()
     done.set_result(scorer.tokens(chats))
+    scorer.open[4] = done
     assert scorer._answer(4, done)["scores"] == [[4, pytest.approx(expected, abs=1e-6)]]
+    del scorer.open[4]  # nobody waits for it any more
+    assert scorer._answer(4, done)["scores"] == [[4, []]]
     with pytest.raises(Refused, match="reads 64"):
         scorer.tokens([list(chat(words(30) * 3, "w3"))])
     scorer.threads.shutdown()

@@ -22,6 +22,8 @@ STANDINS = 0xF0000
 """First of the private-use characters that stand for control tokens inside messages while a template renders."""
 TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """Jinja's own, and those of the Python that a template calls."""
+SHOWN = 12
+"""Roles that a message about them lists."""
 ROWS_AT_ONCE = 1000
 """Rows whose texts go through the tokenizer together."""
 Piece: TypeAlias = tuple[int, str, bool]
@@ -66,6 +68,10 @@ class ChatFormat:
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Tokens up to where the assistant starts to speak."""
         return self.prompts([messages])[0]
+
+    def whole_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt's text in one piece: its tokens may join where an earlier answer begins or ends."""
+        return list(chain.from_iterable(next(self._ids([[self.render(messages, to_answer=True)]]))))
 
     def prompts(self, chats: Iterable[Sequence[Message]]) -> list[list[int]]:
         """`prompt` of many, quicker than one by one."""
@@ -164,12 +170,13 @@ class ChatFormat:
         return self._applied(rows, to_answer)
 
     def _applied(self, rows: list[dict[str, str]], to_answer: bool) -> str:
+        roles = [row["role"] for row in rows]
         try:
             return str(self.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=to_answer))
         except TEMPLATE_FAULTS as fault:
             raise UserError(
                 f"the chat template of {self.source} refuses these messages",
-                evidence=f"roles {', '.join(row['role'] for row in rows)}: {str(fault)[:200]}",
+                evidence=f"roles {', '.join(roles[:SHOWN])}{', ...' * (len(roles) > SHOWN)}: {str(fault)[:200]}",
                 fix="use --template alpaca, human_assistant or plain, or mend the records",
             ) from None
 

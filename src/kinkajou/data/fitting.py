@@ -7,6 +7,8 @@ from kinkajou.data.records import Message
 
 RESERVE = 4
 """Old turns make room for the answer that is asked for, but for no more than this part of the context."""
+QUICK = 1_000_000
+"""Characters that a template renders in some 5 ms."""
 
 
 def fitting(form: ChatFormat, messages: Sequence[Message], *, context: int, answer: int) -> tuple[list[int], int]:
@@ -14,20 +16,33 @@ def fitting(form: ChatFormat, messages: Sequence[Message], *, context: int, answ
 
     It begins with a user's message.  System messages and the last question stay, whatever comes of it.
     """
-    prompt = form.prompt(messages)
     most = context - min(answer, max(1, context // RESERVE))
     starts = starts_of(messages)
-    if len(prompt) <= most or not starts:
-        return prompt, 0
+    if not starts or fits(form, messages, most):
+        return form.prompt(messages), 0
     low, high = 0, len(starts) - 1
     while low < high:
         middle = (low + high) // 2
-        if len(form.prompt(since(messages, starts[middle]))) <= most:
+        if fits(form, since(messages, starts[middle]), most):
             high = middle
         else:
             low = middle + 1
     kept = since(messages, starts[low])
     return form.prompt(kept), len(messages) - len(kept)
+
+
+def fits(form: ChatFormat, messages: Sequence[Message], most: int) -> bool:
+    return not surely_longer(form, messages, most) and len(form.prompt(messages)) <= most
+
+
+def surely_longer(form: ChatFormat, messages: Sequence[Message], most: int) -> bool:
+    """Whether the prompt has more tokens, where that is seen much sooner than by making it.
+
+    A prompt is rendered anew for each answer in it, at the cost of the square of the turns; one rendering of the
+    whole has hardly more tokens, never one more for each message.
+    """
+    work = len(messages) * sum(len(message.content) for message in messages)
+    return work > QUICK and len(form.whole_prompt(messages)) > most + len(messages)
 
 
 def starts_of(messages: Sequence[Message]) -> list[int]:

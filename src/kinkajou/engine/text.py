@@ -16,7 +16,8 @@ class Detokeniser:
     A tokenizer's decoder may join neighbours (a blank before a word, bytes of one character), so each token is decoded
     with those before it; a window of them, for an answer decoded from its start each time costs the square of its
     length.  A replacement mark at the end is held back until it is known to stay.  Together the pieces are the
-    decoded answer; only bytes that are no UTF-8 may come as another number of marks.
+    decoded answer where its tokens are UTF-8.  Where not, marks may come in another number, and with decoders of
+    SentencePiece's kind, which write bytes out of step as marks altogether, characters among them may differ too.
     """
 
     def __init__(self, decode: Decoder) -> None:
@@ -113,6 +114,11 @@ class Cut:
         self.seen += len(text)
         self.end = self.seen
         return self._shown(len(self.held) - max((stop.matched for stop in self.stops), default=0))
+
+    @property
+    def shown(self) -> int:
+        """Characters that have been given out, of those that may be shown."""
+        return self.seen - len(self.held)
 
     def finish(self) -> str:
         """What was held back, once the last piece has come."""

@@ -89,7 +89,7 @@ def url_of(place: socket.socket) -> str:
 
 def host_names(host: str, allowed: tuple[str, ...]) -> frozenset[str]:
     """What may stand in a request's Host besides the addresses of this machine; UserError for what is no name."""
-    names = [name.strip().lower() for name in allowed]
+    names = [name.strip().lower().removesuffix(".") for name in allowed]
     for name in names:
         if not NAME.fullmatch(name):
             raise UserError(
@@ -104,4 +104,5 @@ def origin_names(allowed: tuple[str, ...]) -> frozenset[str]:
     for name in names:
         if not re.fullmatch(r"https?://.+", name) or not NAME.fullmatch(urlsplit_origin(name)):
             raise UserError(f"--allow-origins: {name!r} is no origin", fix="such as https://chat.example.org")
-    return frozenset(names)
+    # A browser leaves the port out where it is the usual one.
+    return frozenset(name.removesuffix(":443" if name.startswith("https:") else ":80") for name in names)

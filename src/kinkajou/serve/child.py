@@ -5,6 +5,7 @@ No request waits in here: what a line tells is handed on at once.
 
 import asyncio
 import json
+import logging
 import sys
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from typing import Any
 from kinkajou.errors import UserError
 from kinkajou.serve.backend import Broken, State
 
+log = logging.getLogger("kinkajou.serve")
 LINE = 1 << 26
 """Bytes of the longest line: one step's pieces of all slots."""
 TRIES, WITHIN_S, PAUSE_S = 3, 300.0, 0.5
@@ -80,13 +82,18 @@ class Child:
 
     async def _watch(self) -> None:
         """Hands lines on until the worker has gone for good."""
-        while True:
-            while (line := await self._line()) is not None:
-                self.take(line)
-            await self._ended()
-            if not await self._again():
-                self.lost.set()
-                return
+        try:
+            while True:
+                while (line := await self._line()) is not None:
+                    self.take(line)
+                await self._ended()
+                if not await self._again():
+                    break
+        except Exception:  # a line that is not what our worker writes: it is given up, like one that dies too often
+            log.exception("a model's process was not understood")
+        self.state = "broken"
+        self.die()
+        self.lost.set()
 
     async def _ended(self) -> None:
         assert self.process
@@ -105,7 +112,7 @@ class Child:
             await asyncio.sleep(PAUSE_S * 2 ** (recent - 1))
             try:
                 await self._spawn()
-            except UserError as fault:  # what could be loaded before cannot now
+            except (UserError, OSError) as fault:  # what could be loaded before, or a process begun, cannot now
                 print(fault, file=sys.stderr, flush=True)
                 self.deaths.append(time.monotonic())
                 continue

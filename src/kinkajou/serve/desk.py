@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from kinkajou.exchange import is_loopback
-from kinkajou.serve.backend import Backend, Began, Broken, Event, Job, Piece, Refused, State
+from kinkajou.serve.backend import Backend, Began, Broken, Event, Full, Job, Piece, Refused, State
 from kinkajou.serve.limits import Limits
 from kinkajou.serve.metrics import Metrics
 from kinkajou.serve.problems import Busy, Deadline, Problem, Stopping
@@ -85,7 +85,8 @@ class Desk:
             raise Problem(503, "the model is not ready", code="not_ready", headers={"retry-after": "5"})
         room = slots + self.queue
         if num_choices > room:
-            raise Refused(f"n is {num_choices}, this server answers {room} at once", param="n")
+            asked = f"{num_choices} answers are asked for (n to each prompt)"
+            raise Refused(f"{asked}, this server gives {room} at once", param="n")
         share = room if is_loopback(client) or not client else math.ceil(room * self.limits.open_share)
         full = self.choices[name] + num_choices > room
         if full or self.by_client[name, client] + num_choices > max(share, num_choices):
@@ -111,7 +112,7 @@ class Desk:
             outcome = "cut" if ticket.cut else "deadline"
             raise (Stopping() if ticket.cut else Deadline(self.limits.deadline_s)) from None
         except (Refused, Broken) as fault:
-            outcome = "refused" if isinstance(fault, Refused) else "broken"
+            outcome = "refused" if isinstance(fault, Refused) else "busy" if isinstance(fault, Full) else "broken"
             raise
         except asyncio.CancelledError:
             outcome = "left"

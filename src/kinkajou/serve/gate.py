@@ -14,11 +14,16 @@ Headers = list[tuple[bytes, bytes]]
 OPEN = "/health"
 """The one path without a key."""
 NAME = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?)(:[0-9]{1,5})?")
+MAPPED = "::ffff:"
 OWN = frozenset({"localhost", "127.0.0.1", "[::1]"})
 ONCE = (b"host", b"origin", b"content-type", b"content-length", b"authorization", b"sec-fetch-site")
 # Basic first: Chromium reads one scheme of a line, and must ask for the key itself to open the page.
 CHALLENGE = {"www-authenticate": 'Basic realm="kinkajou", charset="UTF-8", Bearer realm="kinkajou"'}
-ALLOWED = "authorization, content-type"
+ALLOWED = ("authorization", "content-type")
+STAINLESS = re.compile(r"x-stainless-[a-z-]{1,40}")
+"""Headers in which OpenAI's JavaScript client tells of itself."""
+NAMES = "/v1/models/"
+"""Below it a slash of a model's name may be escaped."""
 
 
 class Visitor:
@@ -71,9 +76,11 @@ class Visitor:
         ]
 
     def preflight(self) -> Headers:
+        asked = self.field(b"access-control-request-headers").lower().split(",")
+        told = [name for name in map(str.strip, asked) if STAINLESS.fullmatch(name)]
         return [
             (b"access-control-allow-methods", b"GET, POST"),
-            (b"access-control-allow-headers", ALLOWED.encode()),
+            (b"access-control-allow-headers", ", ".join((*ALLOWED, *told[:16])).encode()),
             (b"access-control-max-age", b"600"),
         ]
 
@@ -117,9 +124,14 @@ def check_host(visitor: Visitor) -> None:
     if name in OWN or name in known or host in known:
         return
     own = visitor.scope.get("server")
-    if own and name == bracketed(str(own[0])):  # the address itself: no name that could be turned
+    if own and name == bracketed(plain(str(own[0]))):  # the address itself: no name that could be turned
         return
     raise Problem(421, "this server does not answer to that host; --allow-hosts adds names", code="unknown_host")
+
+
+def plain(address: str) -> str:
+    """An address of IPv4 that a socket of IPv6 writes in its own way, as it was."""
+    return address.removeprefix(MAPPED) if "." in address else address
 
 
 def bracketed(address: str) -> str:
@@ -129,7 +141,8 @@ def bracketed(address: str) -> str:
 def check_path(visitor: Visitor) -> None:
     raw, path = visitor.scope["raw_path"].lower(), visitor.scope["path"]
     parts = path.split("/")
-    if not path.startswith("/") or ".." in parts or "." in parts or "\\" in path or "\0" in path or b"%2f" in raw:
+    escaped = b"%2f" in raw and not path.startswith(NAMES)
+    if not path.startswith("/") or ".." in parts or "." in parts or "\\" in path or "\0" in path or escaped:
         raise Problem(404, "there is nothing at this path")
 
 

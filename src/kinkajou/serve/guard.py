@@ -73,7 +73,9 @@ class Visit:
             elif self.scope["method"] in WITH_BODY:
                 await self.with_body()
             else:
-                await self.guard.app(self.scope, self.receive, self.send)
+                # HEAD is GET without the body (RFC 9110, 9.3.2), which uvicorn leaves out.
+                head = {"method": "GET"} if self.scope["method"] == "HEAD" else {}
+                await self.guard.app({**self.scope, **head}, self.receive, self.send)
         except Problem as problem:
             await problem.response(self.id)(self.scope, self.receive, self.send)
         finally:

@@ -29,6 +29,10 @@ class House:
     origins: frozenset[str] = frozenset()
     """Origins of web pages that may call it besides its own page."""
 
+    def __post_init__(self) -> None:
+        if self.scorer and self.scorer.name in self.backends:  # the desk counts, and /ready tells, by name
+            raise ValueError(f"a model and the reward model have one name, {self.scorer.name}")
+
     @property
     def limits(self) -> Limits:
         return self.desk.limits

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from kinkajou.serve.backend import Backend, Began, Broken, Event, Job, Load, Refused, State
+from kinkajou.serve.backend import Backend, Began, Event, Job, Load, State
 
-Waiting = asyncio.Queue[tuple[int, Event | Refused | Broken | None]]
+Waiting = asyncio.Queue[tuple[int, Event | Exception | None]]
 ROOM = 64
 """Events that may wait to be read; a job waits then."""
 
@@ -55,14 +55,13 @@ class Several:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _one(self, i: int, waiting: Waiting) -> None:
-        last: Refused | Broken | None = Broken("the model failed")
+        last: Exception | None = None
         read = True
         try:
             async with self.backend.run(self.jobs[i]) as events:
                 async for event in events:
                     await waiting.put((i, event))
-            last = None
-        except (Refused, Broken) as fault:
+        except Exception as fault:  # raised again where the events are read
             last = fault
         except asyncio.CancelledError:
             read = False  # the reader has left: a full queue would be waited for without end
@@ -78,7 +77,7 @@ class Several:
             i, event = await waiting.get()
             if event is None:
                 open_jobs -= 1
-            elif isinstance(event, Refused | Broken):
+            elif isinstance(event, Exception):
                 raise event
             elif isinstance(event, Began):
                 # The number of tokens is told anew with every prompt that has been read.

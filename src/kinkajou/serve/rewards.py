@@ -67,7 +67,7 @@ def router(house: House) -> APIRouter:
             known = f"the reward model here is {scorer.name}"
             raise Problem(404, f"there is no such reward model; {known}", param="model", code="model_not_found")
         if isinstance(body, SamplesRequest):
-            scores = await scored(house, scorer, sample_chats(body, house), request)
+            scores = await scored(house, scorer, sample_chats(body, house), request, field="samples")
             rows = [{"id": sample.id, "score": x} for sample, x in zip(body.samples, scores, strict=True)]
             return reply({"scores": rows})
         scores = await scored(house, scorer, chats_of(body, house), request)
@@ -77,14 +77,21 @@ def router(house: House) -> APIRouter:
     return routes
 
 
-async def scored(house: House, scorer: Scorer, chats: Sequence[tuple[Turn, ...]], request: Request) -> list[float]:
+async def scored(
+    house: House, scorer: Scorer, chats: Sequence[tuple[Turn, ...]], request: Request, *, field: str = "input"
+) -> list[float]:
+    """`field`: of the request, that holds the chats."""
     if not chats:
         return []
     work: Scoring = Scoring(scorer, chats)
     backend: Backend = work
-    async with house.desk.admitted(backend, Job(), client_of(request)) as events:
-        async for _ in events:
-            continue
+    try:
+        async with house.desk.admitted(backend, Job(), client_of(request)) as events:
+            async for _ in events:
+                continue
+    except Refused as fault:
+        fault.param = fault.param and field
+        raise
     return work.scores
 
 

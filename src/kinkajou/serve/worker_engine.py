@@ -1,5 +1,6 @@
 """A model that is loaded, its session, and the jobs that are open in it: asks in, one report a step out."""
 
+import math
 import secrets
 import sys
 import traceback
@@ -178,9 +179,11 @@ class Engine:
 
     def _piece(self, choice: Choice, text: str, finish: Finish, report: Report) -> None:
         row: list[Any] = [choice.job.number, choice.number, text, choice.count, finish]
-        if choice.tokens:
-            row.append([token for _, token in choice.tokens])
-            choice.tokens = []
+        # Tokens whose text is held back may yet turn out to be a stop text's.
+        end = choice.answer.cut.shown if not finish else math.inf
+        if tokens := [token for at, token in choice.tokens if at < end]:
+            row.append(tokens)
+            choice.tokens = choice.tokens[len(tokens) :]
         report.pieces.append(row)
         if finish:
             self._close(choice)

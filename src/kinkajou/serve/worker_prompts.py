@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from kinkajou.data.chat import ChatFormat
-from kinkajou.data.fitting import fitting, since, starts_of
+from kinkajou.data.fitting import fitting, since, starts_of, surely_longer
 from kinkajou.data.records import Message
 from kinkajou.errors import UserError
 from kinkajou.serve.backend import Alternative, Job, Refused
@@ -59,11 +59,7 @@ class Prompts:
             raise Refused("the prompt has no tokens", param=field)
         room = self.context - len(tokens)
         if room < 1:
-            raise Refused(
-                f"the prompt has {len(tokens):,} tokens; prompt and answer together have room for {self.context:,}",
-                param=field,
-                code="context_length_exceeded",
-            )
+            raise too_long(f"{len(tokens):,}", self.context, field)
         return Prompt(tuple(tokens), min(asked, room), dropped)
 
     def _shortened(self, messages: list[Message]) -> list[Message]:
@@ -80,9 +76,21 @@ class Prompts:
         try:
             if job.drop_oldest:
                 return fitting(self.form, messages, context=self.context, answer=asked)
+            if surely_longer(self.form, messages, self.context):
+                raise too_long(f"more than {self.context:,}", self.context)
             return self.form.prompt(messages), 0
-        except UserError as fault:  # the template's own refusal, of an order of roles say
-            raise Refused(fault.problem, param="messages") from None
+        except UserError as fault:
+            raise refusal(fault, "messages") from None
+
+
+def too_long(tokens: str, context: int, field: str = "messages") -> Refused:
+    problem = f"the prompt has {tokens} tokens; prompt and answer together have room for {context:,}"
+    return Refused(problem, param=field, code="context_length_exceeded")
+
+
+def refusal(fault: UserError, field: str) -> Refused:
+    """What the template says of these messages, without where it lies."""
+    return Refused(f"the model's chat template does not take these messages: {fault.evidence}", param=field)
 
 
 def letters_of(messages: Sequence[Message]) -> int:

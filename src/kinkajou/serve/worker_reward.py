@@ -1,5 +1,6 @@
 """A reward model in a process of its own: chats in, one number each out, read at the chat's last token."""
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
@@ -16,7 +17,7 @@ from kinkajou.models.load import LoadOptions, find_model, load_scalar_model
 from kinkajou.serve.backend import Refused, Turn
 from kinkajou.serve.worker_engine import FAILED, Write, log
 from kinkajou.serve.worker_model import context_of
-from kinkajou.serve.worker_prompts import sound
+from kinkajou.serve.worker_prompts import refusal, sound
 
 TOKENS = 8192
 """Tokens that go through the model at once, one chat at least."""
@@ -45,7 +46,7 @@ class Scorer:
         self.inbox: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self.threads = ThreadPoolExecutor(1, "prompts")
         self.open: dict[int, Future[list[list[int]]]] = {}
-        """Asks that have no answer yet."""
+        """Asks that have no answer yet, and are waited for."""
 
     def ask(self, number: int, chats: list[list[Turn]]) -> None:
         future = self.open[number] = self.threads.submit(self.tokens, chats)
@@ -61,8 +62,8 @@ class Scorer:
             number, future = self.inbox.get()
             if number in self.open:
                 answer = self._answer(number, future)
-                self.open.pop(number, None)
-                self.write(answer)
+                if self.open.pop(number, None) is not None:
+                    self.write(answer)
 
     def _answer(self, number: int, future: "Future[list[list[int]]]") -> dict[str, Any]:
         fault = future.exception()
@@ -71,7 +72,7 @@ class Scorer:
         if fault is not None:
             log(fault)
             return {"broken": [[number, FAILED]]}
-        scores = self.scores(future.result())
+        scores = self.scores(future.result(), wanted=lambda: number in self.open)
         if not all(map(torch.isfinite, torch.tensor(scores))):
             return {"broken": [[number, "the reward model gave no finite number"]]}
         return {"scores": [[number, scores]]}
@@ -81,25 +82,27 @@ class Scorer:
         rows = []
         for chat in chats:
             if not all(sound(turn.content) for turn in chat):
-                raise Refused("the text has half of a surrogate pair in it, which is no character", param="chats")
+                raise Refused("the text has half of a surrogate pair in it, which is no character", param="input")
             try:
                 tokens = self.form.conversation([Message(turn.role, turn.content, turn.ended) for turn in chat]).tokens
             except UserError as fault:
-                raise Refused(fault.problem, param="chats") from None
+                raise refusal(fault, "input") from None
             if not 1 <= len(tokens) <= self.context:
                 raise Refused(
                     f"a chat has {len(tokens):,} tokens; the reward model reads {self.context:,}",
-                    param="chats",
+                    param="input",
                     code="context_length_exceeded",
                 )
             rows.append(tokens)
         return rows
 
     @torch.no_grad()
-    def scores(self, rows: list[list[int]]) -> list[float]:
-        """Each chat alone, so that its score does not depend on the others."""
+    def scores(self, rows: list[list[int]], *, wanted: Callable[[], bool] = lambda: True) -> list[float]:
+        """Each chat alone, so that its score does not depend on the others; until nobody wants them any more."""
         found = []
         for row in rows:
+            if not wanted():
+                break
             batch = pad_rows([row], [[True] * len(row)], pad_id=self.form.pad_id).to(self.model.device)
             found.append(float(self.model(batch.tokens, batch.mask, at="end")))
         return found

@@ -82,6 +82,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         | {"untrusted"},
     ),
     "chat/": ({"rich"}, {"chat", "config", "errors", "data"}),
+    "chat/screen.py": ({"rich"}, {"errors", "output"}),
     "chat/talker.py": (TORCH, {"chat", "config", "errors", "batch", "data", "engine", "models"}),
     "serve/": (
         {"fastapi", "starlette", "uvicorn", "h11", "pydantic", "prometheus_client", "httpx"},

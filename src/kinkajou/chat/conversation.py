@@ -107,9 +107,8 @@ def put(path: Path, text: str) -> None:
             with open(file, "w", encoding="utf-8") as stream:
                 stream.write(text)
             os.replace(part, path)
-        except BaseException:
-            os.unlink(part)
-            raise
+        finally:
+            Path(part).unlink(missing_ok=True)
     except OSError as fault:
         raise UserError(f"{path} could not be written", evidence=str(fault), exit_code=4) from None
 

@@ -8,6 +8,7 @@ from kinkajou.errors import UserError
 
 STORAGE = 4
 """Exit code of a storage that does not take or give back what it should."""
+FEWER = "keep fewer checkpoints (--keep_last), "
 
 
 def free_bytes(folder: Path) -> int | None:
@@ -24,33 +25,35 @@ def existing(folder: Path) -> Path:
     return next((place for place in (folder, *folder.absolute().parents) if place.is_dir()), Path("/"))
 
 
-def storage_fault(what: str, path: Path, fault: Exception) -> UserError:
-    """`what` is a past participle: written, read, deleted."""
+def storage_fault(what: str, path: Path, fault: Exception, *, kept: str = "checkpoints before this one") -> UserError:
+    """`what` is a past participle: written, read, deleted; `kept` is what the fault left alone."""
     free = free_bytes(path)
     cause = getattr(fault, "strerror", None) or str(fault)
     room = "" if free is None else f"; {free:,} bytes free"
     return UserError(
         f"{path} could not be {what}",
         evidence=f"{cause}{room}",
-        fix="make room or mend the permissions, or name another --output; checkpoints before this one are untouched",
+        fix=f"make room or mend the permissions, or name another --output; {kept} are untouched",
         exit_code=STORAGE,
     )
 
 
-def check_room(folder: Path, needed: int, *, largest: int = 0) -> None:
+def check_room(
+    folder: Path, needed: int, *, largest: int = 0, what: str = "a checkpoint", instead: str = FEWER
+) -> None:
     """UserError where `needed` bytes do not fit, or one file of `largest` bytes is not allowed."""
     free = free_bytes(folder)
     if free is not None and free < needed:
         raise UserError(
-            f"a checkpoint does not fit into {folder}",
+            f"{what} does not fit into {folder}",
             evidence=f"it needs {needed:,} bytes, {free:,} are free",
-            fix="make room, keep fewer checkpoints (--keep_last), or name another --output",
+            fix=f"make room, {instead}or name another --output",
             exit_code=STORAGE,
         )
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit != resource.RLIM_INFINITY and largest > limit:
         raise UserError(
-            f"a file of a checkpoint in {folder} would be longer than this process may write",
+            f"a file of {what} in {folder} would be longer than this process may write",
             evidence=f"it needs {largest:,} bytes, the limit is {limit:,} (ulimit -f)",
             fix="raise the limit",
             exit_code=STORAGE,

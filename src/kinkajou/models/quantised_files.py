@@ -80,12 +80,7 @@ def write_quantised(module: nn.Module, folder: Path, bits: int, kept: list[str],
     """
     if not is_quantised(module):
         raise ValueError("nothing in it is quantised")
-    weights = stored_weights(module)
-    scales = (".SCB", ".absmax", ".quant_map")
-    stored = {
-        name: x.to(dtype) if x.dtype == torch.float32 and not name.endswith(scales) else x
-        for name, x in weights.items()
-    }
+    stored = {name: x.to(stored_type(name, x, dtype)) for name, x in stored_weights(module).items()}
     save_file(stored, folder / "model.safetensors", AS_TORCH)
     inner = cast(Any, module)
     settings = inner.config.to_dict() | {
@@ -96,6 +91,12 @@ def write_quantised(module: nn.Module, folder: Path, bits: int, kept: list[str],
     (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if getattr(inner, "generation_config", None) is not None:
         inner.generation_config.save_pretrained(str(folder))
+
+
+def stored_type(name: str, x: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """`dtype` of what is not quantised."""
+    scales = (".SCB", ".absmax", ".quant_map")
+    return dtype if x.dtype == torch.float32 and not name.endswith(scales) else x.dtype
 
 
 def file_in(folder: Path) -> Path:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from rich import text as words
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from kinkajou.checkpoint.room import check_room
 from kinkajou.config import QuantizeConfig
 from kinkajou.data.chat import ChatFormat
 from kinkajou.data.tokenizer import check_vocabulary, load_tokenizer
@@ -24,8 +24,8 @@ from kinkajou.models.adapters import adapter_base
 from kinkajou.models.forward import LanguageModel, PackedModel, ScalarModel
 from kinkajou.models.load import find_model, load_language_model, load_scalar_model, read_settings
 from kinkajou.quant import gate, gptq
-from kinkajou.quant.output import check_output, whole
-from kinkajou.quant.text import Text, calibration_rows, gate_text
+from kinkajou.quant.output import check_fits, check_output, whole
+from kinkajou.quant.text import Text, calibration_rows, check_texts, gate_text
 
 REFUSED = 3
 """Exit code where the quantised model is too far from the original."""
@@ -42,6 +42,7 @@ class Work:
     form: ChatFormat
     original: PackedModel
     text: Text
+    calibration: list[list[int]]
 
     @property
     def scalar(self) -> bool:
@@ -55,16 +56,19 @@ class Work:
 def quantize(folder: str, cfg: QuantizeConfig) -> None:
     """Writes `cfg.output`, or nothing at all: UserError with exit code 3 where the gate refuses it."""
     output, source = Path(cfg.output), find_model(folder)
-    check_output(output, source, overwrite=cfg.overwrite)
+    check_texts(cfg)
+    read = (cfg.data, cfg.calibrate, find_model(cfg.reward) if cfg.reward else "")
+    check_output(output, source, overwrite=cfg.overwrite, read=[name for name in read if name])
     quantised.library()
     work = prepared(source, cfg)
     console = Console()
-    with whole(output) as aside:
+    with whole(output, overwrite=cfg.overwrite) as aside:
         aside.mkdir()
         module, kept = quantised_module(work)
         written = quantised_files.stored_weights(module)
         dtype = torch.bfloat16 if cfg.embeddings else torch.float32
-        check_room(output.absolute().parent, 2 * sum(x.nbytes for x in written.values()))
+        size = sum(x.numel() * quantised_files.stored_type(name, x, dtype).itemsize for name, x in written.items())
+        check_fits(output, size, largest=size)
         quantised_files.write_quantised(module, aside, cfg.bits, kept, dtype)
         work.form.tokenizer.save_pretrained(str(aside))
         del module
@@ -95,7 +99,8 @@ def prepared(source: str, cfg: QuantizeConfig) -> Work:
     else:
         original = load_language_model(source, tokenizer).freeze()
     original.to(device())
-    return Work(source, cfg, form, original, gate_text(cfg, form, original))
+    calibration = calibration_rows(cfg, form, original) if cfg.calibrate else []
+    return Work(source, cfg, form, original, gate_text(cfg, form, original), calibration)
 
 
 def device() -> torch.device:
@@ -111,8 +116,7 @@ def quantised_module(work: Work) -> tuple[nn.Module, list[str]]:
         quantised.widen(module)
     made = {}
     if cfg.calibrate:
-        rows = calibration_rows(cfg, work.form, work.original)
-        made = gptq.layers(module, rows, cfg.bits, device=device())
+        made = gptq.layers(module, work.calibration, cfg.bits, device=device())
     kept = quantised.quantise(module, cfg.bits, head=cfg.head, ready=made)
     head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
     if head is not None and not isinstance(head, quantised.QuantisedLinear):
@@ -147,9 +151,8 @@ def language_figures(work: Work, folder: Path) -> dict[str, Any]:
     with quantised.quiet():
         found["transformers"] = asdict(gate.distance(before, plain_logits(folder), text.rows))
     prompts = text.prompts[:8]
-    found["tokens_per_s"] = dict(
-        zip(("before", "after"), gate.speeds([original, ours], form, prompts, new=text.room), strict=True)
-    )
+    rates = gate.speeds([original, ours], form, prompts, new=text.room)
+    found["tokens_per_s"] = {"before": rates[0], "after": rates[1], "answers": len(prompts)}
     if work.cfg.reward:
         judge = load_scalar_model(find_model(work.cfg.reward), form.tokenizer, fresh=False).freeze()
         judge.to(device())
@@ -207,7 +210,8 @@ def check_gate(found: dict[str, Any], work: Work) -> None:
 
 
 def page(found: dict[str, Any], work: Work) -> Table:
-    table = Table(title=f"{work.source} with {work.cfg.bits}-bit weights, on {work.text.told}", title_justify="left")
+    title = f"{work.source} with {work.cfg.bits}-bit weights, on {work.text.told}"
+    table = Table(title=words.Text(title), title_justify="left")
     for name in ("", "original", "quantised", ""):
         table.add_column(name, justify="left" if name == "" else "right")
     mb = (found["fp32_bytes"] / 1e6, found["bytes"] / 1e6)
@@ -220,10 +224,13 @@ def page(found: dict[str, Any], work: Work) -> Table:
     if not work.scalar:
         table.add_row("perplexity", f"{ours['perplexity']:.4f}", f"{ours['perplexity_after']:.4f}", "")
         rates = found["tokens_per_s"]
-        table.add_row("decoding, tokens/s", f"{rates['before']:,.0f}", f"{rates['after']:,.0f}", "8 answers at once")
+        told = "one answer" if rates["answers"] == 1 else f"{rates['answers']} answers at once"
+        table.add_row("decoding, tokens/s", f"{rates['before']:,.0f}", f"{rates['after']:,.0f}", told)
     if "reward" in found:
         r = found["reward"]
         table.add_row("reward of greedy answers", f"{r['before']:.4f}", f"{r['after']:.4f}", f"{r['answers']} answers")
     if found["not_quantised"]:
-        table.add_row("not quantised", "", "", ", ".join(found["not_quantised"][:4]))
+        names = found["not_quantised"]
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        table.add_row("not quantised", "", "", words.Text(", ".join(names[:4]) + more))
     return table

@@ -13,11 +13,12 @@ from kinkajou.config import ExportConfig
 from kinkajou.data.tokenizer import load_tokenizer
 from kinkajou.errors import UserError
 from kinkajou.models.adapters import adapter_base
+from kinkajou.models.folder import SHARD_BYTES
 from kinkajou.models.forward import LanguageModel, PackedModel, ScalarModel, pack
 from kinkajou.models.load import find_model, load_language_model, load_scalar_model, read_settings, save_model
 from kinkajou.models.quantised import dequantise
-from kinkajou.quant.gguf_file import package, write_gguf
-from kinkajou.quant.output import FILE, FOLDER, check_output, whole
+from kinkajou.quant.gguf_file import package, tensor_bytes, write_gguf
+from kinkajou.quant.output import FILE, FOLDER, check_fits, check_output, whole
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 NEAR = 1e-3
@@ -57,12 +58,16 @@ def export(folder: str, cfg: ExportConfig) -> None:
         package()
     source = read_source(chosen)
     if cfg.to == "merged":
-        with whole(output) as aside:
+        size = sum(param.numel() for param in source.model.parameters()) * DTYPES[cfg.dtype].itemsize
+        check_fits(output, size, largest=min(size, SHARD_BYTES))
+        with whole(output, overwrite=cfg.overwrite) as aside:
             lines = write_merged(source, aside, cfg.dtype)
     else:
         if not isinstance(source.model, LanguageModel):
             raise UserError(f"{chosen} is a reward model, and llama.cpp scores no answers", fix="--to merged")
-        with whole(output) as aside:
+        size = tensor_bytes(source.model, cfg.dtype)
+        check_fits(output, size, largest=size)
+        with whole(output, overwrite=cfg.overwrite) as aside:
             name = Path(folder).resolve().name
             lines = write_gguf(source.model, source.tokenizer, aside, dtype=cfg.dtype, ends=source.ends, name=name)
         lines.append(f"{output.stat().st_size / 1e6:,.1f} MB")

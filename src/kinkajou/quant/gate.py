@@ -63,8 +63,8 @@ def distance(original: Logits, other: Logits, rows: Rows) -> Distance:
         kl=float(kl.mean()),
         worst_kl=float(kl.max()),
         agreement=float(torch.cat(same).double().mean()),
-        perplexity=math.exp(float(before.mean())),
-        perplexity_after=math.exp(float(after.mean())),
+        perplexity=float(before.mean().exp()),
+        perplexity_after=float(after.mean().exp()),
     )
 
 

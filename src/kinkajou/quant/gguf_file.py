@@ -1,9 +1,10 @@
 """One GGUF file of a model, written by the `gguf` package."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -35,6 +36,17 @@ def kind_of(name: str, x: Tensor, dtype: str) -> str:
     return "F16" if dtype == "q8_0" and x.shape[-1] % BLOCK else KINDS[dtype]
 
 
+def tensor_bytes(model: LanguageModel, dtype: str) -> int:
+    """What the matrices and vectors of the file take; UserError where llama.cpp does not run the model."""
+    gguf, config = package(), cast(Any, model.inner).config
+    check_architecture(config)
+    return sum(
+        math.prod(gguf.quants.quant_shape_to_byte_shape(tuple(x.shape), gguf.GGMLQuantizationType[kind]))
+        for name, x in named(config, model.inner.state_dict())
+        for kind in (kind_of(name, x, dtype),)
+    )
+
+
 def write_gguf(
     model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -63,7 +75,7 @@ def write_gguf(
         told = write_tensors(gguf, writer, list(named(config, weights)), dtype)
     finally:
         writer.close()
-    unused = sum(i not in tokenizer.get_vocab().values() for i in range(rows))
+    unused = len(set(range(rows)).difference(tokenizer.get_vocab().values()))
     return told + ([f"{unused} rows of the embedding have no token: they are named [PADn]"] if unused else [])
 
 
@@ -89,8 +101,12 @@ def write_vocabulary(writer: Any, known: Vocabulary) -> None:
         writer.add_uint32(f"tokenizer.ggml.{KEYS[end]}_token_id", index)
     for flag, said in known.flags.items():
         writer.add_bool(f"tokenizer.ggml.{flag}", said)
-    if known.template:
-        writer.add_chat_template(known.template)
+    if known.templates:
+        writer.add_chat_template(known.templates["default"])
+    if others := sorted(known.templates.keys() - {"default"}):
+        writer.add_array("tokenizer.chat_templates", others)
+        for name in others:
+            writer.add_string(f"tokenizer.chat_template.{name}", known.templates[name])
 
 
 KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "eot": "eot", "eom": "eom"}

@@ -36,7 +36,8 @@ class Vocabulary:
     scores: list[float]
     ids: dict[str, int]
     flags: dict[str, bool]
-    template: str
+    templates: dict[str, str]
+    """By name; `default` among them where there are any."""
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, ends: Sequence[int]) -> Vocabulary:
@@ -76,7 +77,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, ends: Sequence[int
         scores,
         special_ids(tokenizer, ends),
         flags | added_by_itself(tokenizer),
-        plain_template(tokenizer),
+        plain_templates(tokenizer),
     )
 
 
@@ -170,8 +171,13 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> dict
         if (index := getattr(tokenizer, f"{name}_token_id")) is not None
     }
     others = sorted(set(ends) - {ids["eos"]})
-    # llama.cpp ends an answer at the end of a text, of a turn and of a message.
-    return ids | {f"{name}": index for name, index in zip(("eot", "eom"), others, strict=False)}
+    if len(others) > 2:  # llama.cpp ends an answer at the end of a text, of a turn and of a message
+        raise UserError(
+            f"a GGUF file has keys for three end tokens, this model has {len(others) + 1}: answers would run on",
+            evidence=str(sorted({ids["eos"], *others})),
+            fix="name three in eos_token_id of its generation_config.json, or --to merged",
+        )
+    return ids | dict(zip(("eot", "eom"), others, strict=False))
 
 
 def added_by_itself(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
@@ -185,11 +191,22 @@ def added_by_itself(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
     return {"add_bos_token": begins, "add_eos_token": ends}
 
 
-def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The chat template without {% generation %}, which only transformers reads; it renders the same."""
-    template = tokenizer.chat_template
-    if not isinstance(template, str):
-        return ""
+def plain_templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The chat templates by the names of their keys; UserError where these would not say which one is meant."""
+    said = tokenizer.chat_template
+    given = said if isinstance(said, dict) else {"default": said} if said else {}
+    found = {re.sub(r"[^A-Za-z0-9]", "_", name): plain_template(text) for name, text in given.items()}
+    if given and ("default" not in found or len(found) < len(given)):
+        raise UserError(
+            "these chat templates have no GGUF form",
+            evidence=f"they are named {', '.join(map(repr, given))}",
+            fix="one of them must be `default`, and names must differ in letters or digits; or --to merged",
+        )
+    return found
+
+
+def plain_template(template: str) -> str:
+    """A chat template without {% generation %}, which only transformers reads; it renders the same."""
 
     def plain(found: re.Match[str]) -> str:
         before, end, after = found.groups()

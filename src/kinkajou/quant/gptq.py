@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from kinkajou.errors import UserError
 from kinkajou.models.forward import PackedModel, pack
 from kinkajou.models.quantised import (
     BLOCK,
@@ -44,7 +45,7 @@ def layers(
         with moments({name: wanted[name] for name in group}) as seen:
             run(model, rows)
         for name in group:
-            found[name] = fitted(wanted[name], seen.pop(name), bits)
+            found[name] = fitted(wanted[name], seen.pop(name), bits, name=name)
             module.set_submodule(name, found[name])
     for name, layer in wanted.items():
         module.set_submodule(name, layer)
@@ -92,7 +93,14 @@ def run(model: PackedModel, rows: Sequence[Sequence[int]]) -> None:
 
 
 @torch.no_grad()
-def fitted(layer: nn.Module, moment: Tensor, bits: int) -> QuantisedLinear:
+def fitted(layer: nn.Module, moment: Tensor, bits: int, *, name: str) -> QuantisedLinear:
+    """The layer, quantised; `moment` is X^T X of its inputs.  UserError where that is not finite."""
+    if not moment.isfinite().all():
+        raise UserError(
+            "the calibration text gives activations that are NaN or infinite",
+            evidence=f"in what the layer {name} reads",
+            fix="another text, or no --calibrate; a model that gives them for any text is broken",
+        )
     weight, bias = matrix_of(layer).float(), cast(Tensor | None, layer.bias)
     turned = isinstance(layer, Conv1D)
     if bits == 8:

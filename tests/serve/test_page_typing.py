@@ -19,6 +19,7 @@ def other(person: Person) -> Iterator[Person]:
 
 def renamed(page: Page, title: str, text: str) -> Locator:
     """A name that is half typed."""
+    page.bring_to_front()  # a tab behind another one draws slowly
     page.get_by_role("button", name=f"Rename {title}").click()
     field = page.get_by_label("New name")
     field.press_sequentially(text)
@@ -27,6 +28,7 @@ def renamed(page: Page, title: str, text: str) -> Locator:
 
 def edited(page: Page, text: str, turn: int = -1) -> Locator:
     """A message whose edit is half done, the caret between its first two characters."""
+    page.bring_to_front()
     page.locator(".asked").nth(turn).hover()
     page.get_by_role("button", name="Edit message").nth(turn).click()
     area = page.get_by_label("Edit your message")
@@ -60,6 +62,7 @@ def test_a_name_and_the_focus_outlive_other_tabs(person: Person, other: Person) 
     person.say("mine")
     field = renamed(page, "mine", "abc")
     other.come()
+    other.page.bring_to_front()
     for text, number in (("theirs", 2), ("more", 3)):
         other.page.locator("#new-chat").click()
         other.say(text)
@@ -71,6 +74,7 @@ def test_a_name_and_the_focus_outlive_other_tabs(person: Person, other: Person) 
     page.keyboard.press("Enter")
     chat = page.get_by_role("button", name="abcd", exact=True)
     expect(chat).to_be_focused()
+    other.page.bring_to_front()
     other.say("again")
     other.page.locator("#new-chat").click()
     other.say("fourth")
@@ -84,6 +88,7 @@ def test_a_name_for_a_conversation_that_another_tab_deletes(person: Person, othe
     person.say("mine")
     other.come()
     renamed(page, "mine", "abc")
+    other.page.bring_to_front()
     other.page.get_by_role("button", name="Delete mine").click()
     expect(page.locator("#chats .row")).to_have_count(0)
     page.locator("#input").click()
@@ -137,12 +142,12 @@ def test_an_edit_outlives_what_another_tab_says(person: Person, other: Person) -
     person.say("first")
     other.come("slow")
     other.page.locator(".chat").click()
-    page.bring_to_front()
     area = edited(page, "first, and more")
     other.say("second two three")
     person.asked(["second two three"])  # the first is being edited
     assert person.answers() == ["first", "second two three"]
     untouched(area, "first, and more")
+    other.page.bring_to_front()
     other.page.get_by_role("button", name="Answer again").first.click()
     person.asked([])
     expect(page.locator(".who").first).to_have_text("slow")

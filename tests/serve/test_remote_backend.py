@@ -228,6 +228,16 @@ def test_log_probabilities_that_are_not_told_are_not_passed_over() -> None:
         asked_of(stream(delta("x", "stop")), chat("x", logprobs=0))
 
 
+def test_text_that_was_held_back_may_follow_its_tokens() -> None:
+    """What may have been the beginning of a stop text: the tokens were told when they came."""
+    row = {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}
+    first = {"choices": [{"index": 0, "delta": {"content": ""}, "logprobs": {"content": [row, row]}}]}
+    texts, finishes, events = asked_of(stream(first, delta("aa", "length")), chat("x", logprobs=0))
+    assert (texts, finishes) == (["aa"], ["length"])
+    assert sum(len(event.tokens) for event in events if isinstance(event, Piece)) == 2
+    assert [event.num_tokens for event in events if isinstance(event, Piece)] == [2, 2, 2]
+
+
 def test_half_a_character_does_not_come_through() -> None:
     texts, _, _ = asked_of(
         stream(b'{"choices": [{"delta": {"content": "a\\ud800"}, "finish_reason": "stop"}]}'), chat("x")

@@ -127,6 +127,8 @@ class Said:
     finish: Finish = ""
     told: bool = False
     """Whether the numbers are the server's own."""
+    scored: bool = False
+    """Whether log-probabilities have come: text that was held back follows its tokens."""
 
     def take(self, chunk: dict[str, Any]) -> Piece | None:
         """The text of one chunk, if it has any; Broken for an error, Refused if log-probabilities are not told."""
@@ -146,10 +148,11 @@ class Said:
         tokens = tokens_of(choice.get("logprobs"), chat=self.chat) if self.logprobs else ()
         if not tokens and (not isinstance(text, str) or not text):
             return None
-        if self.logprobs and not tokens:
+        self.scored = self.scored or bool(tokens)
+        if self.logprobs and not self.scored:
             raise Refused("the model's server gives no log-probabilities", param="logprobs")
         if not self.told:
-            self.num_tokens += len(tokens) or 1
+            self.num_tokens += len(tokens) if self.logprobs else 1
         return Piece(0, sound(text), self.num_tokens, tokens=tokens)
 
 

@@ -48,6 +48,7 @@ class Child:
             await self._spawn()
             stack.pop_all()
         self.watch = asyncio.create_task(self._watch())
+        self.watch.add_done_callback(self._given_up)
 
     async def _spawn(self) -> None:
         self.process = await asyncio.create_subprocess_exec(
@@ -82,15 +83,19 @@ class Child:
 
     async def _watch(self) -> None:
         """Hands lines on until the worker has gone for good."""
-        try:
-            while True:
-                while (line := await self._line()) is not None:
-                    self.take(line)
-                await self._ended()
-                if not await self._again():
-                    break
-        except Exception:  # a line that is not what our worker writes: it is given up, like one that dies too often
-            log.exception("a model's process was not understood")
+        while True:
+            while (line := await self._line()) is not None:
+                self.take(line)
+            await self._ended()
+            if not await self._again():
+                return
+
+    def _given_up(self, watch: asyncio.Task[None]) -> None:
+        """Nothing is heard any more: nobody may wait for what will not come."""
+        if watch.cancelled():
+            return
+        if fault := watch.exception():  # at a line that is not what our worker writes
+            log.error("a model's process was not understood", exc_info=fault)
         self.state = "broken"
         self.die()
         self.lost.set()
@@ -143,8 +148,7 @@ class Child:
         self.state = "closed"
         if self.watch is not None:
             self.watch.cancel()
-            with suppress(asyncio.CancelledError):
-                await self.watch
+            await asyncio.wait([self.watch])
         self.die()
         process = self.process
         if process is None or process.returncode is not None:

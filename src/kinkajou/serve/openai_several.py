@@ -1,6 +1,7 @@
 """Several jobs of one request as one: their answers are numbered on, prompt after prompt."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -55,20 +56,15 @@ class Several:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _one(self, i: int, waiting: Waiting) -> None:
-        last: Exception | None = None
-        read = True
         try:
             async with self.backend.run(self.jobs[i]) as events:
                 async for event in events:
                     await waiting.put((i, event))
-        except Exception as fault:  # raised again where the events are read
-            last = fault
-        except asyncio.CancelledError:
-            read = False  # the reader has left: a full queue would be waited for without end
-            raise
         finally:
-            if read:
-                await waiting.put((i, last))
+            fault = sys.exception()
+            if fault is None or isinstance(fault, Exception):  # raised again where the events are read
+                await waiting.put((i, fault))
+            # else the reader has left: a full queue would be waited for without end
 
     async def _events(self, waiting: Waiting) -> AsyncIterator[Event]:
         firsts = [sum(job.n for job in self.jobs[:i]) for i in range(len(self.jobs))]

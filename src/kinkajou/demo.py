@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from kinkajou import config
 from kinkajou.batch import Sampling
@@ -231,14 +232,15 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def show(summary: dict[str, Any], report: Path) -> None:
     """The table and a few answers side by side, on the terminal."""
     console = Console(highlight=False)
-    table = Table(title=summary["title"], show_header=False)
+    table = Table(title=Text(summary["title"]), show_header=False)
     for what, value in summary["tables"][0]["rows"]:
-        table.add_row(what, str(value))
+        table.add_row(Text(what), Text(str(value)))
     console.print(table)
     samples = Table("prompt", "after SFT", "", "after PPO", "")
     for row in summary["comparison"]["rows"][:6]:
         scores = f"{row['before_score']:.1f}", f"{row['after_score']:.1f}"
-        samples.add_row(row["prompt"], row["before"], scores[0], row["after"], scores[1])
+        prompt, before, after = (Text(row[name]) for name in ("prompt", "before", "after"))  # brackets are no markup
+        samples.add_row(prompt, before, scores[0], after, scores[1])
     console.print(samples)
     console.print(f"report: {report}", markup=False)
     console.print(summary["next"], markup=False)

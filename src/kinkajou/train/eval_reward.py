@@ -6,6 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,8 +145,9 @@ def score_pairs(
 
     if cfg.base.model in PRESETS:
         raise UserError(f"--model {cfg.base.model} is untrained", fix="give a trained one: kinkajou reward")
-    form = setup.load_format(cfg.base, (), console.print)
-    encoded, cut = encode(pairs, form, cfg.base.max_len, console.print)
+    say = partial(console.print, markup=False)
+    form = setup.load_format(cfg.base, (), say)
+    encoded, cut = encode(pairs, form, cfg.base.max_len, say)
     options = setup.load_options(cfg.base, 0)
     model = load_scalar_model(find_model(cfg.base.model), form.tokenizer, options, fresh=False)
     setup.check_context(model, max(len(side) for row in encoded for side in (row.chosen, row.rejected)))

@@ -60,7 +60,7 @@ def profile(cfg: config.StageConfig, show: config.ProfileConfig, inputs: Any, ta
             console.print(block)
         if target:
             keep(made, target)
-            console.print(f"trace: {target} (ui.perfetto.dev opens it)", soft_wrap=True)
+            console.print(f"trace: {target} (ui.perfetto.dev opens it)", soft_wrap=True, markup=False)
 
 
 def unobtrusive(cfg: Any, folder: Path, steps: int) -> Any:

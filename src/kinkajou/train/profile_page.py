@@ -89,7 +89,7 @@ def operator_table(traced: Traced) -> Table:
     for item in traced.operators[:MOST]:
         name = item.name.removeprefix(ENGINE_PREFIX)
         name = name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..."
-        table.add_row(name, seconds(item.seconds), f"{100 * item.seconds / whole:.1f} %", f"{item.calls:,}")
+        table.add_row(Text(name), seconds(item.seconds), f"{100 * item.seconds / whole:.1f} %", f"{item.calls:,}")
     if traced.device:
         idle = max(0.0, traced.wall_s - traced.device_s)
         table.add_row("(the GPU is idle)", seconds(idle), "", "")

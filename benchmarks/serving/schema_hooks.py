@@ -3,8 +3,8 @@
 JSON Schema has no word for the last item of a list, so that bodies that are right by the schema would be refused by
 these rules.  Only such a body is changed; the rules themselves have tests of their own in tests/serve/.
 
-Beside the phase that tries exact bounds, texts that are allowed are shortened: schemathesis likes to fill them to
-their 200,000 characters, and keeps all that it has sent (30 GB for 4,000 cases).  One that is too long stays so.
+Beside the phase that tries exact bounds texts are shortened, of those that are too long all but one: schemathesis
+likes to fill them to 200,000 characters and more, and keeps all that it has sent (30 GB for 4,000 cases).
 """
 
 from typing import Any
@@ -13,17 +13,24 @@ import schemathesis
 
 from kinkajou.serve.limits import Limits
 
-
 SHORT = 4000
 ALLOWED = Limits().content_chars
 
 
-def shortened(value: Any) -> Any:
-    if isinstance(value, str):
-        return value[:SHORT] if len(value) <= ALLOWED else value
-    if isinstance(value, dict):
-        return {key: shortened(inner) for key, inner in value.items()}
-    return [shortened(inner) for inner in value] if isinstance(value, list) else value
+class Shortener:
+    """Of the texts that are too long one stays so: it makes the body as wrong as all of them."""
+
+    def __init__(self) -> None:
+        self.kept = False
+
+    def of(self, value: Any) -> Any:
+        if isinstance(value, str):
+            stays = len(value) > ALLOWED and not self.kept
+            self.kept |= stays
+            return value if stays else value[:SHORT]
+        if isinstance(value, dict):
+            return {key: self.of(inner) for key, inner in value.items()}
+        return [self.of(inner) for inner in value] if isinstance(value, list) else value
 
 
 def ends(turns: Any, **change: str) -> Any:
@@ -36,7 +43,7 @@ def ends(turns: Any, **change: str) -> Any:
 def before_call(context: Any, case: Any, **kwargs: Any) -> None:
     """Bodies that were meant to be right end as they must; long ones are short."""
     if case.meta is not None and case.meta.phase.name.value != "coverage":
-        case.body = shortened(case.body)
+        case.body = Shortener().of(case.body)
     body = case.body
     if case.meta is None or case.meta.generation.mode.value != "positive" or not isinstance(body, dict):
         return

@@ -114,7 +114,10 @@ def test_an_offloading_strategy_keeps_all_states_on_the_host() -> None:
     assert 0 < half.host < found.host
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "prefer", "kto", "grpo", "ppo"])
+SLOW = [pytest.param(stage, marks=pytest.mark.slow) for stage in ("kto", "ppo")]
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "prefer", "grpo", *SLOW])
 def test_every_stage_on_a_thousand_ranks(stage: str) -> None:
     found = run(settings(stage, rows=2048), 1024)
     names = {

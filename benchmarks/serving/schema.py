@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.serving import servers
 from benchmarks.serving.figures import Row, table
 
-CASES, EACH, RUNS = 10_000, 300, 6
+CASES, EACH, RUNS = 10_000, 300, 4
 """At least; examples for an operation in each run; runs."""
 PHASES = ("examples", "coverage", "fuzzing", "stateful")
 AGAIN = ("fuzzing", "stateful")
@@ -106,7 +106,8 @@ def one(port: int, each: int, seed: int, phases: Sequence[str], counts: Counts) 
             )
         counts.add(report)
     if ended.returncode:
-        print(ended.stdout[ended.stdout.find("= FAILURES") :][:12_000], ended.stderr[-2000:])
+        told = ended.stdout[max(0, ended.stdout.find("= FAILURES")) :][:12_000]
+        print(f"schemathesis ended with {ended.returncode}:\n{told}{ended.stderr[-2000:]}")
     return ended.returncode
 
 

@@ -18,19 +18,19 @@ ALLOWED = Limits().content_chars
 
 
 class Shortener:
-    """Of the texts that are too long one stays so: it makes the body as wrong as all of them."""
+    """Of the texts of one field that are too long one stays so: it makes the body as wrong as all of them."""
 
     def __init__(self) -> None:
-        self.kept = False
+        self.kept = set[tuple[str, ...]]()
 
-    def of(self, value: Any) -> Any:
+    def of(self, value: Any, field: tuple[str, ...] = ()) -> Any:
         if isinstance(value, str):
-            stays = len(value) > ALLOWED and not self.kept
-            self.kept |= stays
+            stays = len(value) > ALLOWED and field not in self.kept
+            self.kept |= {field} if stays else set()
             return value if stays else value[:SHORT]
         if isinstance(value, dict):
-            return {key: self.of(inner) for key, inner in value.items()}
-        return [self.of(inner) for inner in value] if isinstance(value, list) else value
+            return {key: self.of(inner, (*field, key)) for key, inner in value.items()}
+        return [self.of(inner, field) for inner in value] if isinstance(value, list) else value
 
 
 def ends(turns: Any, **change: str) -> Any:

@@ -307,6 +307,16 @@ def test_faults_have_the_clients_classes() -> None:
     talk(broken, make_house({"full": Full("full")}))
 
 
+@pytest.mark.parametrize(("value", "status"), [(False, 200), (None, 200), (0, 400), (0.0, 400), (True, 400)])
+def test_a_number_is_no_false(value: object, status: int) -> None:
+    async def ask() -> int:
+        async with served() as place:
+            answer = await place.client.post("/v1/completions", json={"prompt": "a", "echo": value})
+            return answer.status_code
+
+    assert asyncio.run(ask()) == status
+
+
 def test_a_full_server_is_a_rate_limit() -> None:
     house = make_house({"stub": Stub(slots=1, pause_s=30)}, queue=0)
 

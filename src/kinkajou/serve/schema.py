@@ -22,7 +22,15 @@ def whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def boolean(value: object) -> object:
+    """To Python 0 and 0.0 equal False; to JSON they are numbers."""
+    if value.__class__ is not bool:
+        raise ValueError("must be false")
+    return value
+
+
 WHOLE = BeforeValidator(whole)
+No = Annotated[Literal[False], BeforeValidator(boolean)]
 Text = Annotated[str, Field(max_length=LIMITS.content_chars)]
 StopText = Annotated[str, Field(min_length=1, max_length=LIMITS.stop_chars)]
 Label = Annotated[str, Field(max_length=LIMITS.user_chars)]
@@ -71,7 +79,7 @@ class Message(Strict):
 
 class StreamOptions(Strict):
     include_usage: bool | None = Field(None, description="A last chunk, without choices, has the usage.")
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: No | None = None
 
 
 class Asked(Strict):
@@ -111,7 +119,7 @@ class ChatRequest(Asked):
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = Field(None, description="Needs logprobs: true.")
     metadata: Annotated[dict[Key, Value], Field(max_length=16)] | None = Field(None, description="Taken, not used.")
-    store: Literal[False] | None = None
+    store: No | None = None
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: Label | None = Field(None, description="Taken, not used.")
     prompt_cache_key: Label | None = Field(None, description="Taken, not used.")
@@ -132,7 +140,7 @@ class ChatRequest(Asked):
 class CompletionRequest(Asked):
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=LIMITS.num_prompts)]
     logprobs: NumLogprobs | None = None
-    echo: Literal[False] | None = None
+    echo: No | None = None
     suffix: None = None
     best_of: Annotated[int, Field(ge=1, le=1), WHOLE] | None = None
 

@@ -114,10 +114,10 @@ def test_an_offloading_strategy_keeps_all_states_on_the_host() -> None:
     assert 0 < half.host < found.host
 
 
-SLOW = [pytest.param(stage, marks=pytest.mark.slow) for stage in ("kto", "ppo")]
+SLOW = [pytest.param(stage, marks=pytest.mark.slow) for stage in ("prefer", "kto", "grpo", "ppo")]
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "prefer", "grpo", *SLOW])
+@pytest.mark.parametrize("stage", ["sft", "reward", *SLOW])
 def test_every_stage_on_a_thousand_ranks(stage: str) -> None:
     found = run(settings(stage, rows=2048), 1024)
     names = {

@@ -47,11 +47,10 @@ class Faulty(Talkative):
 
 
 def test_what_nobody_foresaw_is_raised_where_it_is_read() -> None:
-    async def scene() -> None:
+    async def scene() -> list[Event]:
         several = Several(Faulty(), [Job(text="a"), Job(text="b")])
         async with several.run(several.as_one()) as events:
-            async for _ in events:
-                pass
+            return [event async for event in events]
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(scene())

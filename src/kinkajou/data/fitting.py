@@ -8,7 +8,7 @@ from kinkajou.data.records import Message
 RESERVE = 4
 """Old turns make room for the answer that is asked for, but for no more than this part of the context."""
 QUICK = 1_000_000
-"""Characters that a template renders in some 5 ms."""
+"""Messages times characters below which a prompt is simply made: it takes some 10 ms (docs/log.md)."""
 
 
 def fitting(form: ChatFormat, messages: Sequence[Message], *, context: int, answer: int) -> tuple[list[int], int]:

@@ -13,7 +13,9 @@ from kinkajou.errors import UserError
 from kinkajou.models.forward import LanguageModel, PackedModel
 from kinkajou.quant.gate import own_text
 
-LENGTH, PROMPTS, CALIBRATION, SPARE = 256, 16, 32_768, 64
+LENGTH, PROMPTS, CALIBRATION = 256, 16, 32_768
+LETTERS, SPARE = 8, 64
+"""Of a long text so many characters are read for each token that is wanted, until there are so many tokens more."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def first_tokens(path: Path, form: ChatFormat, wanted: int) -> tuple[list[int], 
     """The first tokens of a text, and whether it has more; of a long one no more is read than that takes."""
     if not path.is_file():
         raise UserError(f"{path}: no such file", fix="correct the path")
-    text, size = "", 8 * wanted
+    text, size = "", LETTERS * wanted
     with faults_named(str(path)), path.open(encoding="utf-8") as file:
         while True:
             try:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -71,10 +72,11 @@ def load_tokenizer(source: str, *, template: TemplateName = "auto") -> tuple[Pre
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local)
     except Exception as fault:
         # A broken tokenizer.json is a plain Exception of the library's Rust; broken settings are any of a dozen kinds.
+        here = "" if Path(source).is_dir() else "no folder of that name is here; "
         raise UserError(
             f"no tokenizer could be read from {source!r}",
-            evidence=" ".join(str(fault).split())[:300] or type(fault).__name__,
-            fix="give a folder that holds tokenizer.json (or vocab files) (--tokenizer); its config.json is read too",
+            evidence=here + (" ".join(str(fault).split())[:300] or type(fault).__name__),
+            fix="correct the path, or give a folder that holds tokenizer.json (or vocab files) and config.json",
         ) from fault
     name = prepare(tokenizer, template=template, source=source)
     if name == "tokenizer":
